@@ -1,0 +1,42 @@
+"Run notebooks in a real kernel and keep their outputs, only where the whole notebook passed."
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbdev.clean import nbdev_clean
+
+root = Path(__file__).resolve().parents[1]
+widget_view = 'application/vnd.jupyter.widget-view+json'
+
+
+def run(path:Path):
+    "Execute `path` in its own folder; headless, so that widgets leave their picture"
+    nb = nbformat.read(path, as_version=4)
+    NotebookClient(nb, timeout=900, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}},
+                   store_widget_state=False).execute()
+    for cell in nb.cells:
+        for out in cell.get('outputs', []): out.get('data', {}).pop(widget_view, None)
+        if 'outputs' in cell: cell.outputs = [o for o in cell.outputs if not quiet(o)]
+    temp = path.with_suffix('.ipynb.part')
+    nbformat.write(nb, temp)
+    os.replace(temp, path)
+
+
+def quiet(out): return out.output_type == 'stream' and out.name == 'stderr' or out.get('data') == {}
+
+
+def main(paths):
+    "Store outputs of each notebook in `paths`; all of `nbs/` when none is named"
+    os.environ.setdefault('MATPLOTLIBRC', str(root/'tools'/'matplotlibrc'))
+    os.environ.setdefault('IN_TEST', '1')
+    os.environ['PYTHONPATH'] = str(root)
+    todo = [Path(p).resolve() for p in paths] or sorted(p for p in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+    for path in todo:
+        print(path.relative_to(root), flush=True)
+        run(path)
+        nbdev_clean(str(path))
+
+
+if __name__ == '__main__': main(sys.argv[1:])
