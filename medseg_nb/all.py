@@ -1,0 +1,27 @@
+"The vocabulary of a notebook: `from medseg_nb.all import *`. Systems are imported by name, so that a reader sees what is used."
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from medseg_nb.core.run import atomic, cache_dir, clock, device, pick, profile, receipt, seed, threads
+from medseg_nb.core.system import card, system, systems
+from medseg_nb.data.case import Case, split
+from medseg_nb.data.files import load, save
+from medseg_nb.data.loaders import dataloaders, prepare
+from medseg_nb.data.phantom import phantom
+from medseg_nb.data.sets import cases, sets
+from medseg_nb.data.volume import Volume, same_grid
+from medseg_nb.metrics.evaluate import evaluate, summary
+from medseg_nb.metrics.overlap import dice, iou, precision, sensitivity, specificity
+from medseg_nb.train.learner import Resume, load_net, save_net, seg_learner
+from medseg_nb.train.loss import cross_entropy, dice_ce, soft_dice
+from medseg_nb.train.predict import Predictor
+from medseg_nb.view.show import show
+from medseg_nb.view.viewer import Viewer
+
+__all__ = [name for name in dir() if not name.startswith('_')]

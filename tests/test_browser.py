@@ -1,0 +1,277 @@
+"The viewer in a real JupyterLab: a server on loopback, headless Chromium, real keys and a real mouse."
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+from jupyter_client import BlockingKernelClient
+
+root = Path(__file__).parents[1]
+pytestmark = pytest.mark.skipif(os.environ.get('MEDSEG_NO_BROWSER') == '1', reason='MEDSEG_NO_BROWSER=1 asks for no browser')
+
+flags = ('--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update', '--disable-sync',
+         '--no-first-run')
+
+# Words of the console that are no fault of ours: exact patterns, each with its reason
+harmless = ()
+
+first = '''import numpy as np
+from medseg_nb.data.volume import Volume
+from medseg_nb.view.viewer import Viewer
+z, y, x = np.mgrid[-1:1:40j, -1:1:50j, -1:1:60j]
+r = np.sqrt(x**2 + y**2 + z**2).transpose(2, 1, 0)
+head = Volume((1000*(r < .9) + 700*(r < .6) - 300 + 40*np.sin(20*r) + 90*z.transpose(2, 1, 0)).astype('int16')[None], np.diag([-1.5, 1.5, 3, 1]))
+brain = head.new(((r < .6).astype('uint8') + (np.roll(r, 4, 2) < .3))[None])'''
+second = 'v = Viewer(head, brain, pred=head.new(np.roll(brain.numpy(), 2, 1)), classes=("background", "white matter", "core"))\nv'
+
+
+def notebook(folder):
+    "The notebook to open: MEDSEG_NOTEBOOK, or a tiny one with one viewer"
+    path = folder/'viewer.ipynb'
+    if given := os.environ.get('MEDSEG_NOTEBOOK'): return shutil.copy(root/given, path)
+    cells = [nbformat.v4.new_code_cell(c) for c in (first, second)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='python3'))), path)
+    return path
+
+
+def settings(folder):
+    "No news, no questions"
+    where = folder/'settings'/'@jupyterlab'/'apputils-extension'
+    where.mkdir(parents=True)
+    (where/'notification.jupyterlab-settings').write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    return folder/'settings'
+
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+    "Address, token and folder of a JupyterLab that knows nothing of this user"
+    from medseg_nb.core.run import cache_dir
+    home = tmp_path_factory.mktemp('lab')
+    work = home/'work'
+    work.mkdir()
+    notebook(work)
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    token = secrets.token_hex(16)
+    env = {k: v for k, v in os.environ.items() if not k.startswith('JUPYTER')}
+    env |= dict(HOME=str(home), JUPYTER_CONFIG_DIR=str(home/'config'), JUPYTER_DATA_DIR=str(home/'data'), IPYTHONDIR=str(home/'ipython'),
+                JUPYTER_RUNTIME_DIR=str(home/'runtime'), JUPYTER_TOKEN=token, MEDSEG_CACHE=str(cache_dir()), PYTHONPATH=str(root))
+    log = open(home/'server.log', 'w')
+    server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ServerApp.ip=127.0.0.1',
+        f'--ServerApp.port={port}', '--ServerApp.port_retries=0', f'--ServerApp.root_dir={work}', '--LabApp.expose_app_in_browser=True',
+        f'--LabApp.user_settings_dir={settings(home)}', f'--LabApp.workspaces_dir={home/"workspaces"}'],
+        env=env, stdout=log, stderr=log)
+    address, until = f'http://127.0.0.1:{port}', time.time() + 60
+    while True:
+        try: urllib.request.urlopen(f'{address}/api?token={token}', timeout=2); break
+        except OSError:
+            if server.poll() is not None or time.time() > until: raise RuntimeError((home/'server.log').read_text()) from None
+            time.sleep(.2)
+    yield dict(address=address, token=token, home=home)
+    server.terminate()
+    server.wait(20)
+    log.close()
+
+
+@pytest.fixture(scope='module')
+def chromium():
+    "Debian's Chromium under Playwright"
+    from playwright.sync_api import sync_playwright
+    path = shutil.which('chromium')
+    if not path: pytest.fail('No chromium here: apt-get install chromium, or set MEDSEG_NO_BROWSER=1 to skip.')
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=path, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope='module')
+def page(lab, chromium):
+    "The notebook, opened and run; what the console said is in `page.said`"
+    page = chromium.new_page(viewport=dict(width=1280, height=900))
+    page.said = []
+    page.on('pageerror', lambda e: page.said.append(f'{e}'))
+    page.on('console', lambda m: page.said.append(m.text) if m.type == 'error' else None)
+    page.goto(f'{lab["address"]}/lab/tree/viewer.ipynb?token={lab["token"]}&reset')
+    page.get_by_text('| Idle').wait_for(timeout=90_000)
+    page.get_by_role('menuitem', name='Run', exact=True).click()
+    page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
+    page.locator('.mnb-canvas').first.wait_for(timeout=240_000)
+    page.wait_for_timeout(1000)
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope='module')
+def kernel(lab, page):
+    "Asks the notebook's kernel for the value of an expression about `v`, its newest Viewer"
+    client = BlockingKernelClient(connection_file=str(next((lab['home']/'runtime').glob('kernel-*.json'))))
+    client.load_connection_file()
+    client.start_channels()
+    client.wait_for_ready(60)
+    newest = 'max((o for o in __import__("gc").get_objects() if type(o).__name__ == "Viewer"), key=lambda o: o.comm is not None)'
+
+    def ask(expression):
+        reply = client.execute('', silent=False, store_history=False, allow_stdin=False, reply=True, timeout=60,
+                               user_expressions=dict(it=f'(lambda v: {expression})({newest})'))
+        return eval(reply['content']['user_expressions']['it']['data']['text/plain'])
+    yield ask
+    client.stop_channels()
+
+
+def until(check, seconds=15):
+    "The first true value of `check()`"
+    end = time.time() + seconds
+    while not (value := check()):
+        if time.time() > end: raise AssertionError(f'Nothing in {seconds} s')
+        time.sleep(.1)
+    return value
+
+
+def picture(page, n=0):
+    "The pixels of a canvas, once it has come to rest"
+    shot = lambda: page.locator('.mnb-canvas').nth(n).evaluate('c => c.toDataURL()')
+    page.wait_for_timeout(150)
+    return shot()
+
+
+def middle(page, n=0):
+    "Where on the page the middle of a canvas lies"
+    canvas = page.locator('.mnb-canvas').nth(n)
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    return box['x'] + box['width']/2, box['y'] + box['height']/2
+
+
+def told(page, name):
+    "What the status line says under a name"
+    item = page.locator('.mnb-item', has=page.get_by_text(name)).first
+    return item.inner_text().removeprefix(item.locator('.mnb-label').inner_text()).strip()
+
+
+def test_three_planes(page):
+    captions = page.locator('.mnb-caption').all_inner_texts()
+    assert [c.split()[0] for c in captions] == ['sagittal', 'coronal', 'axial']
+    assert len({picture(page, n) for n in range(3)}) == 3
+
+
+def test_key_moves_the_slice(page, kernel):
+    was, before, cells = kernel('list(v.index)'), picture(page, 2), page.locator('.jp-Cell').count()
+    page.locator('.mnb-canvas').nth(2).focus()
+    page.keyboard.press('ArrowUp')
+    until(lambda: kernel('list(v.index)') == [*was[:2], was[2] + 1])
+    assert picture(page, 2) != before
+    until(lambda: page.locator('.mnb-caption').nth(2).inner_text() == f'axial k = {was[2] + 1}')
+    for key in ('PageDown', 'h', 'h'): page.keyboard.press(key)
+    until(lambda: kernel('v.index[2]') == was[2] - 9)
+    assert page.locator('.jp-Cell').count() == cells
+
+
+def test_click_moves_all_planes(page, kernel):
+    x, y = middle(page, 2)
+    was, before = kernel('list(v.index)'), [picture(page, n) for n in range(3)]
+    page.mouse.click(x + 31, y - 17)
+    now = until(lambda: (i := kernel('list(v.index)')) != was and i)
+    assert now[0] != was[0] and now[1] != was[1] and now[2] == was[2]
+    assert all(picture(page, n) != b for n, b in enumerate(before))
+
+
+def test_wheel_only_after_a_click(page, kernel):
+    page.locator('.jp-Cell').first.locator('.cm-content').click()
+    x, y = middle(page, 1)
+    page.mouse.move(x, y)
+    was = kernel('list(v.index)')
+    page.mouse.wheel(0, 120)
+    page.wait_for_timeout(400)
+    assert kernel('list(v.index)') == was
+    page.locator('.mnb-canvas').nth(1).focus()
+    page.mouse.move(*middle(page, 1))
+    page.mouse.wheel(0, -120)
+    until(lambda: kernel('v.index[1]') == was[1] + 1)
+
+
+def test_drag_changes_the_window(page, kernel):
+    low, high = kernel('list(v.window)')
+    before, (x, y) = picture(page), middle(page)
+    page.mouse.move(x, y)
+    page.mouse.down(button='right')
+    page.mouse.move(x + 40, y, steps=4)
+    page.mouse.up(button='right')
+    wider = until(lambda: (w := kernel('list(v.window)')) != [low, high] and w)
+    assert wider[1] - wider[0] > high - low and sum(wider) == pytest.approx(low + high)
+    assert picture(page) != before
+    page.keyboard.down('Shift')
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x, y - 30, steps=3)
+    page.mouse.up()
+    page.keyboard.up('Shift')
+    until(lambda: sum(kernel('list(v.window)')) < sum(wider) - 1)
+    page.mouse.dblclick(x, y)
+    until(lambda: kernel('list(v.window)') == [low, high])
+
+
+def test_readout_is_the_voxel_under_the_pointer(page, kernel):
+    x, y = middle(page, 2)
+    page.mouse.move(x - 23, y + 12)
+    page.wait_for_timeout(200)
+    index = eval(told(page, 'i, j, k'))
+    world = [float(w) for w in told(page, 'R, A, S').replace('\u2212', '-').strip('() m').split(',')]
+    assert kernel(f'v.image.to_world({index}).tolist()') == pytest.approx(world, abs=.051)
+    assert float(told(page, 'value')) == pytest.approx(kernel(f'v.image.data[(0, *{index})].item()'), rel=1e-4)
+    label = kernel(f'v.mask.data[(0, *{index})].item()')
+    assert told(page, 'mask') == (kernel(f'v.classes[{label}]') if label else '\u2013')
+
+
+def test_python_moves_the_page(page, kernel):
+    was = kernel('list(v.index)')
+    kernel(f'v.set_trait("index", {[was[0], was[1], was[2] - 3]})')
+    until(lambda: page.locator('.mnb-caption').nth(2).inner_text() == f'axial k = {was[2] - 3}')
+    before = picture(page, 2)
+    kernel('v.set_trait("opacity", .9)')
+    until(lambda: picture(page, 2) != before)
+
+
+def test_layers_can_be_hidden(page):
+    full = picture(page, 2)
+    for name in ('Mask', 'Fill'):
+        box = page.locator('.mnb-check', has_text=name).locator('input')
+        box.uncheck()
+        assert picture(page, 2) != full
+        box.check()
+        assert picture(page, 2) == full
+
+
+def test_narrow_page_stacks_the_planes(page):
+    page.locator('.mnb-viewer').evaluate('e => { e.style.width = "420px" }')
+    until(lambda: page.locator('.mnb-stacked').count() == 1)
+    page.locator('.mnb-viewer').evaluate('e => { e.style.width = "" }')
+    until(lambda: page.locator('.mnb-stacked').count() == 0)
+
+
+def test_theme_is_followed(page, lab):
+    paper = lambda: page.locator('.mnb-viewer').evaluate('e => getComputedStyle(e).backgroundColor')
+    light = paper()
+    page.locator('.mnb-viewer').screenshot(path=lab['home']/'light.png')
+    page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    until(lambda: paper() != light)
+    page.locator('.mnb-viewer').screenshot(path=lab['home']/'dark.png')
+
+
+def test_saved_notebook_keeps_the_picture(page, lab):
+    page.evaluate("jupyterapp.commands.execute('docmanager:save')")
+    path = lab['home']/'work'/'viewer.ipynb'
+    outputs = lambda: [o for c in nbformat.read(path, 4).cells for o in c.get('outputs', []) if 'application/vnd.jupyter.widget-view+json' in o.get('data', {})]
+    assert 'image/png' in until(outputs)[0]['data']
+
+
+def test_console_is_quiet(page):
+    assert [words for words in page.said if words not in harmless] == []

@@ -1,0 +1,386 @@
+"Overlap and evaluation: against sets of voxels, scikit-learn, MONAI, SimpleITK and scipy."
+import json
+import os
+import warnings
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from oracles import overlap_by_sets
+
+from medseg_nb.data.case import Case
+from medseg_nb.data.volume import Volume
+from medseg_nb.metrics import evaluate as module
+from medseg_nb.metrics.evaluate import evaluate, interval, metric_name, pick_cases, summary
+from medseg_nb.metrics.overlap import confusion, dice, iou, precision, sensitivity, specificity
+
+scores = (dice, iou, sensitivity, specificity, precision)
+policies = {'nan': np.nan, 'one': 1., 'zero': 0.}
+
+
+def masks(shape, labels=3):
+    "Adversarial masks: empty, full, one voxel, a checkerboard, stripes, every label, random ones"
+    rng, one = np.random.default_rng(len(shape)), np.zeros(shape, int)
+    one[(0,)*len(shape)] = 1
+    found = [np.zeros(shape, int), np.ones(shape, int), np.full(shape, labels-1), one, np.indices(shape).sum(0) % 2,
+             np.indices(shape)[-1] % labels, np.arange(np.prod(shape)).reshape(shape) % labels]
+    return found + [(rng.random(shape) < d).astype(int) for d in (.02, .5, .98)] + [rng.integers(0, labels, shape) for _ in range(3)]
+
+
+pairs = [pair for shape in ((7, 5), (1, 6, 5), (3, 4, 5)) for pair in product(masks(shape), repeat=2)]
+labels = st.sampled_from([(6, 7), (2, 5, 4)]).flatmap(lambda s: hnp.arrays(np.int64, s, elements=st.integers(0, 2)))
+two = st.sampled_from([(1, 5), (6, 7), (2, 5, 4)]).flatmap(lambda s: st.tuples(*[hnp.arrays(np.int64, s, elements=st.integers(0, 2))]*2))
+
+
+def one_image(a): return a[None] if a.ndim == 3 else a   # a volume of 2 slices may look one-hot
+
+
+# overlap
+
+@pytest.mark.parametrize('score', scores, ids=lambda f: f.__name__)
+def test_by_sets(score):
+    for pred, truth in pairs:
+        for empty in policies:
+            want = [overlap_by_sets(score.__name__, pred, truth, k, empty) for k in range(4)]
+            np.testing.assert_array_equal(score(one_image(pred), one_image(truth), labels=range(4), empty=empty), want)
+
+
+def test_nobody_looked_by_sets():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        pred, truth = rng.integers(0, 3, (5, 6)), rng.integers(-1, 3, (5, 6))
+        for f in scores: np.testing.assert_array_equal(f(pred, truth, (0, 1, 2)), [overlap_by_sets(f.__name__, pred, truth, k, 'nan') for k in range(3)])
+
+
+@pytest.mark.parametrize('policy', policies)
+def test_scikit_learn(policy):
+    from sklearn import metrics as sk
+    for pred, truth in pairs[::6]:
+        p, t = pred.ravel(), truth.ravel()
+        for f, theirs in ((iou, sk.jaccard_score), (precision, sk.precision_score), (sensitivity, sk.recall_score), (dice, sk.f1_score)):
+            if f is iou and policy == 'nan': continue   # jaccard_score has no nan
+            want = theirs(t, p, labels=[0, 1, 2], average=None, zero_division=policies[policy])
+            if f in (precision, sensitivity) or policy != 'nan': np.testing.assert_allclose(f(p, t, (0, 1, 2), policy), want, atol=1e-12)
+        want = [sk.recall_score(t != k, p != k, zero_division=policies[policy]) for k in range(3)]
+        np.testing.assert_allclose(specificity(p, t, (0, 1, 2), policy), want, atol=1e-12)
+
+
+def test_monai():
+    from monai.metrics import compute_dice, compute_iou, get_confusion_matrix
+    def hot(a): return torch.nn.functional.one_hot(torch.tensor(a), 3).movedim(-1, 0)[None].float()
+    for pred, truth in pairs[1::6]:
+        p, t = hot(pred), hot(truth)
+        for f, theirs in ((dice, compute_dice), (iou, compute_iou)):
+            np.testing.assert_allclose(f(one_image(pred), one_image(truth), (0, 1, 2), 'one'), theirs(p, t, ignore_empty=False)[0], atol=1e-6)
+        tp, fp, tn, fn = get_confusion_matrix(p, t)[0].numpy().astype(int).T
+        for got, want in zip(confusion(one_image(pred), one_image(truth), (0, 1, 2)), (tp, fp, fn, tn)): np.testing.assert_array_equal(got, want)
+
+
+def test_conventions_on_the_page():
+    "The libraries' answers to the empty mask are those that the notebook teaches"
+    import SimpleITK as sitk
+    from monai.metrics import compute_dice
+    from sklearn.metrics import f1_score
+    page = json.loads((Path(__file__).parents[1]/'nbs/03_metrics/01_overlap.ipynb').read_text())
+    source = next(s for c in page['cells'] if (s := ''.join(c['source'])).startswith('conventions = {'))
+    said = {'np': np}
+    exec(source.split('\ncases =')[0], said)
+    says = {name.split(':')[0]: f for name, f in said['conventions'].items()}
+    line = np.arange(200).reshape(10, 20)
+    for pred, truth in product([line < 0, line < 1, line < 50, (line >= 10) & (line < 60)], repeat=2):
+        sizes = (pred & truth).sum(), pred.sum(), truth.sum()
+        filt = sitk.LabelOverlapMeasuresImageFilter()
+        filt.Execute(*(sitk.GetImageFromArray(m.astype('uint8')) for m in (pred, truth)))
+        want = {'SimpleITK': filt.GetDiceCoefficient(), 'scikit-learn': f1_score(truth.ravel(), pred.ravel()),
+                'MONAI': compute_dice(*(torch.tensor(m)[None, None].float() for m in (pred, truth))).item()}
+        for name, value in want.items(): np.testing.assert_allclose(says[name](*sizes), value, atol=1e-6, err_msg=name)
+
+
+@given(two)
+def test_symmetry_and_bounds(pair):
+    a, b = map(one_image, pair)
+    for f in (dice, iou): np.testing.assert_array_equal(f(a, b, (0, 1, 2)), f(b, a, (0, 1, 2)))
+    np.testing.assert_array_equal(sensitivity(a, b, (0, 1, 2)), precision(b, a, (0, 1, 2)))
+    for f in scores:
+        x = f(a, b, (0, 1, 2))
+        assert (np.isnan(x) | ((x >= 0) & (x <= 1))).all()
+        assert x.dtype == np.float64 and x.shape == (3,)
+    d, j = dice(a, b, (0, 1, 2)), iou(a, b, (0, 1, 2))
+    np.testing.assert_allclose(j, d/(2-d), atol=1e-12)
+    assert (dice(a, a, (0, 1, 2), 'one') == 1).all()
+
+
+@given(two, st.integers(1, 3), st.data())
+def test_flips_and_padding(pair, width, data):
+    axis = data.draw(st.integers(0, pair[0].ndim - 1))
+    a, b = map(one_image, pair)
+    flipped = [np.flip(m, axis + (m.ndim == 4)) for m in (a, b)]
+    padded = [one_image(np.pad(m, width)) for m in pair]
+    for f in scores:
+        np.testing.assert_array_equal(f(*flipped, (0, 1, 2)), f(a, b, (0, 1, 2)))
+        if f is not specificity: np.testing.assert_array_equal(f(*padded, (1, 2)), f(a, b, (1, 2)))
+    assert not (specificity(*padded, (1, 2)) < specificity(a, b, (1, 2))).any()
+
+
+@given(two)
+@settings(max_examples=50)
+def test_any_container_same_score(pair):
+    want = dice(*map(one_image, pair), labels=(0, 1, 2))
+    for kind in (np.uint8, np.int16, np.uint64): np.testing.assert_array_equal(dice(*(one_image(m.astype(kind)) for m in pair), (0, 1, 2)), want)
+    if pair[0].ndim > 2: pair = [m[None] for m in pair]
+    for make in (torch.tensor, lambda m: torch.tensor(m[None]) if m.ndim == 2 else torch.tensor(m),
+                 lambda m: Volume(torch.tensor(m if m.ndim == 4 else m[None]))):
+        np.testing.assert_array_equal(dice(*map(make, pair), (0, 1, 2)), want)
+
+
+@given(two, st.data())
+@settings(max_examples=50)
+def test_left_out_is_deleted(pair, data):
+    pred, truth = (m.ravel() for m in pair)
+    hole = data.draw(hnp.arrays(bool, truth.shape))
+    for f in scores: np.testing.assert_array_equal(f(pred, np.where(hole, -1, truth), (0, 1, 2)), f(pred[~hole], truth[~hole], (0, 1, 2)))
+
+
+def test_counts_stay_exact_beyond_float32():
+    full = np.ones((1, 3, 2**24//3 + 1), np.uint8)
+    full[0, 0, 0] = 0
+    assert confusion(full, full).tp.item() == full.size - 1 != int(np.float32(full.size - 1))
+
+
+def test_booleans_are_labels():
+    a = np.eye(4) > 0
+    assert dice(a, a) == dice(torch.tensor(a), a.astype(int)) == 1
+
+
+ones = np.ones((4, 4), int)
+hot = np.stack([ones, 0*ones])
+
+
+@pytest.mark.parametrize('args, error, words', [
+    ((ones*.5, ones), TypeError, 'pred is float64, but overlap counts integer labels.*argmax'),
+    ((ones, ones*1.), TypeError, 'truth is float64'),
+    ((torch.zeros(4, 4, dtype=torch.bfloat16), ones), TypeError, 'pred is torch.bfloat16'),
+    ((torch.randn(2, 4, 4), torch.ones(4, 4, dtype=torch.long)), TypeError, 'torch.float32'),
+    ((ones*1j, ones), TypeError, 'complex128'),
+    ((hot, hot), ValueError, 'look one-hot, 2 classes along axis 0.*argmax'),
+    ((hot, ones), ValueError, r'pred has shape \(2, 4, 4\) and truth \(4, 4\).*argmax'),
+    ((ones[:3], ones), ValueError, r'shape \(3, 4\) and truth \(4, 4\)'),
+    ((hot[None], hot[None, :, :3]), ValueError, 'shape'),
+    ((np.zeros((8, 1, 4, 4), int), np.zeros((8, 1, 4, 4), int)), ValueError, 'score a batch case by case'),
+    ((Volume(torch.tensor(hot)), Volume(torch.tensor(hot))), ValueError, 'One-hot channels become labels by argmax'),
+    ((Volume(torch.tensor(ones[None])).flip(0), Volume(torch.tensor(ones[None]))), ValueError, 'different grids: flip'),
+    ((Volume(torch.tensor(ones[None]), np.diag([2., 1, 1])), Volume(torch.tensor(ones[None]))), ValueError, 'different grids: spacing'),
+    ((-ones, ones), ValueError, 'pred has label -1.*Swapped'),
+    ((ones, ones, (-1,)), ValueError, r'labels is \(-1,\)'),
+    ((ones, ones, (.5,)), ValueError, 'whole numbers'),
+    ((ones, ones, ()), ValueError, 'whole numbers'),
+    ((ones, ones, 1, 'eps'), ValueError, "empty is 'eps'; wanted 'nan', 'one' or 'zero'"),
+])
+def test_refusals(args, error, words):
+    for f in scores:
+        with pytest.raises(error, match=words): f(*args)
+
+
+# evaluate
+
+def square(id, k=1, where=2, meta=None, labels=(1,)):
+    "A 12 x 12 image whose mask is a square of 16 voxels for each label"
+    m = np.zeros((1, 12, 12), int)
+    for i, label in enumerate(labels): m[0, 1 + 5*i:5 + 5*i, where:where+4] = label
+    return Case(id, Volume(torch.tensor(m*1.)), Volume(torch.tensor(m)), meta or {})
+
+
+def copy(image): return image.new(image.data.long())
+def shifted(image): return image.new(image.data.long().roll(2, -1))
+
+
+def test_evaluate_is_tidy():
+    cases = [square(f'c{i}', where=i, meta=dict(patient=f'p{i//2}', site='A', age=i, classes=('nothing', 'left', 'right'), spacing_list=[1, 2]),
+                    labels=(1, 2)) for i in range(4)]
+    table = evaluate(shifted, cases, metrics=(dice, iou))
+    assert list(table) == ['case', 'patient', 'site', 'age', 'class', 'metric', 'value', 'error']
+    assert len(table) == 4*2*2 and not table.duplicated(['case', 'class', 'metric']).any()
+    assert set(table['class']) == {'left', 'right'} and table.error.isna().all()
+    for (case, kind, metric), v in table.set_index(['case', 'class', 'metric']).value.items():
+        c = next(c for c in cases if c.id == case)
+        assert v == {'dice': dice, 'iou': iou}[metric](shifted(c.image), c.mask, ({'left': 1, 'right': 2}[kind],)).item()
+    assert table.groupby('case').patient.first().tolist() == ['p0', 'p0', 'p1', 'p1']
+
+
+def test_evaluate_labels():
+    cases = [square('a', labels=(1,)), square('b', labels=(3,))]
+    table = evaluate(copy, cases)
+    assert table[['case', 'class']].values.tolist() == [['a', 1], ['a', 3], ['b', 1], ['b', 3]]
+    assert table.value.isna().tolist() == [False, True, True, False]
+    assert evaluate(copy, cases, labels=3)['class'].tolist() == [3, 3]
+    assert evaluate(copy, cases, metrics=partial(dice, empty='one')).value.tolist() == [1, 1, 1, 1]
+    assert evaluate(copy, [square('a', meta=dict(classes={1: 'x', 7: 'y'}))])['class'].tolist() == ['x', 'y']
+    assert evaluate(copy, [square('a', meta=dict(classes=2))])['class'].tolist() == [1]
+    with pytest.raises(ValueError, match='No label above 0 in any mask'): evaluate(copy, [square('a', labels=())])
+
+
+def test_one_bad_case_does_not_stop_the_rest():
+    def breaks(image):
+        if image.data.sum() > 16: raise RuntimeError('out of coffee')
+        return copy(image)
+    def fussy(pred, truth, labels=(1,)):
+        if pred.data[0, 1, 6]: raise ZeroDivisionError('my fault')
+        return dice(pred, truth, labels)
+    cases = [square('good'), square('bad', labels=(1, 2)), square('odd', where=3), Case('no mask', square('x').image)]
+    with pytest.warns(UserWarning, match='3 of 4 cases have an error; the first: RuntimeError: out of coffee'):
+        table = evaluate(breaks, cases, metrics=(dice, fussy), labels=(1,))
+    assert len(table) == 8
+    wrong = table.set_index(['case', 'metric']).error
+    assert wrong[wrong.notna()].to_dict() == {
+        ('odd', 'fussy'): 'ZeroDivisionError: my fault',
+        ('bad', 'dice'): 'RuntimeError: out of coffee', ('bad', 'fussy'): 'RuntimeError: out of coffee',
+        ('no mask', 'dice'): 'ValueError: the case has no mask to compare with', ('no mask', 'fussy'): 'ValueError: the case has no mask to compare with'}
+    assert table.value.notna().sum() == 3
+    assert summary(table)[['metric', 'n', 'nan', 'errors']].values.tolist() == [['dice', 2, 0, 2], ['fussy', 1, 0, 3]]
+
+
+def test_interrupt_goes_through():
+    def stop(image): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): evaluate(stop, [square('a')])
+
+
+@pytest.mark.parametrize('segmenter, words', [
+    (lambda v: v.data.long(), 'TypeError: The segmenter returned a Tensor; wanted a Volume'),
+    (lambda v: v, 'TypeError: The segmentation is float64, but overlap counts integer labels'),
+    (lambda v: copy(v).flip(0), 'left the grid of the image: flip'),
+    (lambda v: copy(v)[1:], 'left the grid of the image: shape'),
+    (lambda v: Volume(v.data.long(), np.diag([2., 2, 1])), 'left the grid of the image: spacing'),
+    (lambda v: copy(v).new(-copy(v).data), 'The segmentation has label -1; labels start at 0'),
+    (lambda v: copy(v).new(torch.cat([copy(v).data]*2)), r'shape \(2, 12, 12\); wanted the labels of one case'),
+])
+def test_segmenter_output_is_checked(segmenter, words):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        error = evaluate(segmenter, [square('a')]).error
+    assert error.str.contains(words).all(), error[0]
+
+
+@pytest.mark.parametrize('call, words', [
+    (lambda: evaluate(copy, []), '0 cases'),
+    (lambda: evaluate(copy, [square('a')], metrics=()), '0 metrics'),
+    (lambda: evaluate(copy, [square('a'), square('a')]), "case id 'a' is there twice"),
+    (lambda: evaluate(copy, [square('a')], metrics=(dice, dice)), "metric name 'dice' is there twice"),
+    (lambda: evaluate(copy, [square('a', meta=dict(value=3))]), r"meta of case 'a' has \['value'\]"),
+])
+def test_refused_before_anything_runs(call, words):
+    with pytest.raises(ValueError, match=words): call()
+
+
+def test_fractional_labels_are_refused():
+    with pytest.raises(TypeError, match='float'): evaluate(copy, [square('a')], labels=(1.5,))
+
+
+def test_metric_shape_is_checked():
+    def lump(pred, truth, labels=(1,)): return np.float64(.5)
+    with pytest.warns(UserWarning): assert 'returned shape (), wanted (2,)' in evaluate(copy, [square('a')], (lump,), labels=(1, 2)).error[0]
+
+
+def test_metric_names():
+    assert metric_name(partial(partial(dice, empty='one'))) == 'dice(empty=one)'
+    table = evaluate(copy, [square('a')], metrics=(dice, partial(dice, empty='zero')))
+    assert table.metric.tolist() == ['dice', 'dice(empty=zero)']
+
+
+def test_bar_only_when_wanted(monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, 'progress_bar', lambda cases: seen.append(len(cases)) or cases)
+    monkeypatch.setenv('IN_TEST', '1')
+    evaluate(copy, [square('a')])
+    monkeypatch.delenv('IN_TEST')
+    evaluate(copy, [square('a')], progress=False)
+    assert seen == []
+    evaluate(copy, [square('a'), square('b')])
+    assert seen == [2]
+
+
+def test_real_bar_runs(monkeypatch, capsys):
+    monkeypatch.delenv('IN_TEST', raising=False)
+    assert len(evaluate(copy, [square('a'), square('b')])) == 2
+
+
+# summary
+
+def tidy(values, metric='dice', kind='lung'):
+    return pd.DataFrame({'case': [f'c{i}' for i in range(len(values))], 'class': kind, 'metric': metric, 'value': np.array(values, float)})
+
+
+def test_interval_is_scipys():
+    from scipy.stats import bootstrap
+    x = np.random.default_rng(1).beta(8, 2, 30)
+    with_batches = bootstrap((x,), np.mean, n_resamples=9999, batch=999, method='BCa', rng=np.random.default_rng(42)).confidence_interval
+    assert interval(x) == tuple(with_batches) == interval(list(x))
+    other = bootstrap((x,), np.mean, n_resamples=20_000, method='BCa', rng=np.random.default_rng(7)).confidence_interval
+    np.testing.assert_allclose(interval(x), other, atol=.003)
+    assert interval(x, seed=1) != interval(x)
+    wide, narrow = interval(x, level=.99), interval(x, level=.5)
+    assert wide[0] < narrow[0] < x.mean() < narrow[1] < wide[1]
+
+
+def test_interval_by_hand():
+    "BCa from its formulas, on every one of the 4**4 replays of four values"
+    from scipy.stats import norm
+    x = np.array([.2, .7, .8, .95])
+    means = np.array([np.mean(c) for c in product(x, repeat=4)])
+    z0 = norm.ppf((np.mean(means < x.mean()) + np.mean(means <= x.mean()))/2)
+    d = x.mean() - np.array([np.delete(x, i).mean() for i in range(4)])
+    a = (d**3).sum()/(6*(d**2).sum()**1.5)
+    want = [np.quantile(means, norm.cdf(z0 + (z0 + z)/(1 - a*(z0 + z)))) for z in norm.ppf([.025, .975])]
+    np.testing.assert_allclose(interval(x), want, atol=.03)
+    assert abs(interval(x)[0] - np.quantile(means, .025)) > .01
+
+
+@pytest.mark.parametrize('x', [[], [.9], [.9]*3, [1.]*50, [.5, np.nan], [np.inf, 1.]], ids=str)
+def test_no_spread_no_interval(x):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert np.isnan(interval(x)).all()
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=8))
+@settings(max_examples=30, deadline=None)
+def test_interval_never_leaves_the_scores(x):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        low, high = interval(x)
+    if np.ptp(x) > 1e-9: assert min(x) - 1e-12 <= low <= high <= max(x) + 1e-12
+
+
+def test_summary_by_hand():
+    values = [.9, .8, np.nan, .4, .7]
+    row = summary(tidy(values)).iloc[0]
+    x = np.array([.9, .8, .4, .7])
+    assert (row.n, row['nan'], row.errors) == (4, 1, 0)
+    np.testing.assert_allclose([row['mean'], row['std'], row['median']], [x.mean(), x.std(ddof=1), .75])
+    assert (row.low, row.high) == interval(x)
+    assert list(row.index) == ['class', 'metric', 'n', 'mean', 'std', 'median', 'low', 'high', 'nan', 'errors']
+
+
+def test_summary_keeps_groups_apart_and_in_order():
+    table = pd.concat([tidy([.5, .6], 'iou', 'z'), tidy([.7, .8], 'dice', 'a'), tidy([np.nan]*2, 'dice', 'z')])
+    got = summary(table)
+    assert got[['class', 'metric']].values.tolist() == [['z', 'iou'], ['a', 'dice'], ['z', 'dice']]
+    assert got.n.tolist() == [2, 2, 0] and np.isnan(got.low[2]) and np.isnan(got['mean'][2])
+    pd.testing.assert_frame_equal(got, summary(table))
+
+
+def test_pick_cases():
+    table = pd.concat([tidy([.3, .9, np.nan, .5, .1]), tidy([.1, .9, np.nan, .1, .5], kind='heart'), tidy(range(5), 'hd')])
+    assert pick_cases(table) == {'worst': 'c0', 'median': 'c3', 'best': 'c1'}
+    assert pick_cases(tidy([.3, .9, np.nan, .5, .1])) == {'worst': 'c4', 'median': 'c0', 'best': 'c1'}
+    assert pick_cases(table, 'hd', best='low') == {'worst': 'c4', 'median': 'c2', 'best': 'c0'}
+    assert pick_cases(tidy([.5])) == {'worst': 'c0', 'median': 'c0', 'best': 'c0'}
+    with pytest.raises(ValueError, match=r"No metric 'nsd' in the table; it has \['dice', 'hd'\]"): pick_cases(table, 'nsd')
+    with pytest.raises(ValueError, match="best is 'max'"): pick_cases(table, best='max')
+    with pytest.raises(ValueError, match='No case has a value'): pick_cases(tidy([np.nan]))
