@@ -34,28 +34,39 @@ html_css_files = ['site.css']
 html_math_renderer = 'mathml'
 html_context = {'default_mode': 'auto'}
 html_theme_options = {
-    'home_page_in_toc': True, 'show_toc_level': 2, 'show_navbar_depth': 2, 'use_download_button': True, 'use_fullscreen_button': False,
-    'footer_content_items': ['copyright.html'], 'pygments_light_style': 'friendly', 'pygments_dark_style': 'github-dark',
+    'home_page_in_toc': True, 'show_toc_level': 2, 'show_navbar_depth': 2,
+    'use_download_button': True, 'use_fullscreen_button': False, 'footer_content_items': ['copyright.html'],
+    'pygments_light_style': 'friendly', 'pygments_dark_style': 'github-dark',
 }
 
 
 def toctree(nbs)->str:
     "The navigation as hidden toctrees, one for each chapter"
-    return '\n'.join('\n'.join(['```{toctree}', ':hidden:', *([f':caption: {title}'] if title else []), '', *[f'/{p}' for p in pages if p != 'index'], '```', ''])
+    return '\n'.join('\n'.join(['```{toctree}', ':hidden:', *([f':caption: {title}'] if title else []), '',
+                                *[f'/{p}' for p in pages if p != 'index'], '```', ''])
                      for title, pages in chapters(Path(nbs)))
 
 
 def read(app, docname, source):
     "Show each notebook as `page` makes it, and hang the navigation on the first"
     nb = page(json.loads(source[0]))
-    if docname == app.config.root_doc: nb['cells'].append({'cell_type': 'markdown', 'id': 'toctree', 'metadata': {}, 'source': toctree(app.srcdir)})
+    for cell in nb['cells']:
+        if cell['cell_type'] == 'markdown':   # a page outside nbs/ comes along as a file
+            cell['source'] = re.sub(r'\]\((?=\.\./[^)]+\.md\))', '](path:', ''.join(cell['source']))
+        for data in (out.get('data', {}) for out in cell.get('outputs', [])):
+            if 'text/markdown' not in data: continue
+            text = ''.join(data['text/markdown'])
+            data['text/markdown'] = re.sub(r'\]\((?!\w+:)([^)#]+)\.ipynb', r'](\1.html', text)
+    navigation = {'cell_type': 'markdown', 'id': 'toctree', 'metadata': {}, 'source': toctree(app.srcdir)}
+    if docname == app.config.root_doc: nb['cells'].append(navigation)
     source[0] = json.dumps(nb)
 
 
 def mathml(tex, block):
     "TeX as MathML, which browsers draw by themselves: no script, no font, no network"
     known = re.sub(r'\\(begin|end)\{(?:align|gather|split)\*?\}', r'\\\1{aligned}', tex)
-    known = re.sub(r'\\(big+|Big+)(?![a-z])\s*(?=([)\]]|\\rbrace|\\rvert)?)', lambda m: rf'\{m[1]}{"r" if m[2] else "l"}', known)
+    known = re.sub(r'\\(big+|Big+)(?![a-z])\s*(?=([)\]]|\\rbrace|\\rvert)?)',
+                   lambda m: rf'\{m[1]}{"r" if m[2] else "l"}', known)
     try: return str(tex2mathml(known, as_block=block))
     except MathError as e:
         logging.getLogger(__name__).warning('cannot set %r: %s', tex, e)

@@ -1,4 +1,4 @@
-"The site, the Quarto project and the README follow the notebooks; nothing on a page is fetched from elsewhere."
+"The site, the Quarto project and the README follow the notebooks; no page fetches anything from elsewhere."
 import json
 import os
 import re
@@ -16,19 +16,27 @@ import navigation  # noqa: E402
 import readme  # noqa: E402
 from page import page  # noqa: E402
 
-notebooks = [p.relative_to(nbs).with_suffix('').as_posix() for p in sorted(nbs.rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts]
+paths = [p for p in sorted(nbs.rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts]
+notebooks = [p.relative_to(nbs).with_suffix('').as_posix() for p in paths]
 top = [p for p in notebooks if '/' not in p]
 order = sorted(top, key=lambda p: p != 'index') + [p for p in notebooks if '/' in p]
 
 
-def cell(kind, source, **more): return dict(cell_type=kind, metadata={}, source=source, **({} if kind == 'markdown' else dict(outputs=[], execution_count=None)), **more)
-def notebook(*cells): return dict(cells=[c | {'id': f'c{i}'} for i, c in enumerate(cells)], metadata={}, nbformat=4, nbformat_minor=5)
+def cell(kind, source):
+    more = {} if kind == 'markdown' else dict(outputs=[], execution_count=None)
+    return dict(cell_type=kind, metadata={}, source=source, **more)
+
+
+def notebook(*cells):
+    cells = [c | {'id': f'c{i}'} for i, c in enumerate(cells)]
+    return dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)
 
 
 def build(source, out):
     "Build a site; warnings are errors"
-    run = subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html', '-c', str(root/'docs'), str(source), str(out)],
-                         capture_output=True, text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    flags = '-q -W --keep-going -b html -c'.split()
+    command = [sys.executable, '-m', 'sphinx', *flags, root/'docs', source, out]
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
     assert run.returncode == 0, run.stderr[-2000:]
     return out
 
@@ -37,8 +45,8 @@ def sidebar(html):
     "[(caption, [links])] of the navigation on the home page"
     nav = html.split('<nav class="bd-links', 1)[1].split('</nav>', 1)[0]
     parts = re.split(r'class="caption-text">([^<]*)</span>', nav)
-    links = [re.findall(r'class="[^"]*toctree-l1[^"]*"><a class="[^"]*" href="([^"]*)"', p) for p in parts[::2]]
-    return list(zip(['', *parts[1::2]], links))
+    link = r'class="[^"]*toctree-l1[^"]*"><a class="[^"]*" href="([^"]*)"'
+    return list(zip(['', *parts[1::2]], [re.findall(link, p) for p in parts[::2]]))
 
 
 @pytest.fixture(scope='module')
@@ -51,31 +59,37 @@ def site(tmp_path_factory):
 
 def test_every_notebook_once_in_order():
     assert [p for _, pages in navigation.chapters() for p in pages] == order
-    assert [t for t, _ in navigation.chapters() if t] == [navigation.title(f) for f in sorted({p.split('/')[0] for p in order if '/' in p})]
+    folders = sorted({p.split('/')[0] for p in order if '/' in p})
+    assert [t for t, _ in navigation.chapters() if t] == [navigation.title(f) for f in folders]
 
 
 def test_titles_come_from_folders():
-    assert [navigation.title(f) for f in ('00_core', '06_cnn', '10_explain', '')] == ['0 Core', '6 CNN', '10 Explain', '']
+    folders = '00_core', '06_cnn', '10_explain', ''
+    assert [navigation.title(f) for f in folders] == ['0 Core', '6 CNN', '10 Explain', '']
 
 
 def test_a_new_chapter_needs_no_list(tmp_path):
     for p in ('index', 'about', '12_deploy/01_prune', '02_view/02_b', '02_view/01_a', '.ipynb_checkpoints/x'):
         (tmp_path/p).parent.mkdir(exist_ok=True)
         (tmp_path/f'{p}.ipynb').touch()
-    assert navigation.chapters(tmp_path) == [('', ['index', 'about']), ('2 View', ['02_view/01_a', '02_view/02_b']), ('12 Deploy', ['12_deploy/01_prune'])]
+    assert navigation.chapters(tmp_path) == [
+        ('', ['index', 'about']), ('2 View', ['02_view/01_a', '02_view/02_b']),
+        ('12 Deploy', ['12_deploy/01_prune'])]
 
 
-def test_quarto_is_up_to_date(): assert (root/'_quarto.yml').read_text() == navigation.quarto(), 'run: python tools/navigation.py'
+def test_quarto_is_up_to_date():
+    assert (root/'_quarto.yml').read_text() == navigation.quarto(), 'run: python tools/navigation.py'
 
 
 def test_quarto_project():
     project = yaml.safe_load((root/'_quarto.yml').read_text())
     assert project['project'] == {'type': 'website', 'output-dir': 'site', 'render': ['nbs/**/*.ipynb']}
     contents = project['website']['sidebar']['contents']
-    listed = [p for item in contents for p in ([item] if isinstance(item, str) else item['contents'])]
+    listed = sum([[item] if isinstance(item, str) else item['contents'] for item in contents], [])
     assert listed == [f'nbs/{p}.ipynb' for p in order]
     assert all((root/p).is_file() for p in listed + project['ipynb-filters'])
-    assert [i['section'] for i in contents if isinstance(i, dict)] == [t for t, _ in navigation.chapters() if t]
+    sections = [item['section'] for item in contents if isinstance(item, dict)]
+    assert sections == [t for t, _ in navigation.chapters() if t]
     assert project['execute'] == {'enabled': False}
 
 
@@ -91,15 +105,20 @@ def test_quarto_check_notices(monkeypatch, tmp_path):
 # what a reader sees
 
 def test_page_hides_and_strips():
-    seen = page(notebook(cell('code', '#| default_exp core.x'), cell('code', '#| hide\nsecret = 1'), cell('code', ['#| export\n', 'x = 1\n', '# kept\n', 'y = 2']),
-                         cell('code', '#| hide_input\nplot()'), cell('markdown', '#| hide is a word of nbdev'), cell('code', '#| export\n#| eval: false\nz')))['cells']
-    assert [''.join(c['source']) for c in seen] == ['x = 1\n# kept\ny = 2', 'plot()', '#| hide is a word of nbdev', 'z']
+    seen = page(notebook(
+        cell('code', '#| default_exp core.x'), cell('code', '#| hide\nsecret = 1'),
+        cell('code', ['#| export\n', 'x = 1\n', '# kept\n', 'y = 2']), cell('code', '#| hide_input\nplot()'),
+        cell('markdown', '#| hide is a word of nbdev'), cell('code', '#| export\n#| eval: false\nz'),
+    ))['cells']
+    sources = [''.join(c['source']) for c in seen]
+    assert sources == ['x = 1\n# kept\ny = 2', 'plot()', '#| hide is a word of nbdev', 'z']
     assert [c['metadata'].get('tags', []) for c in seen] == [['export'], ['remove-input'], [], ['export']]
 
 
 def test_page_is_a_quarto_filter():
     path = next(nbs.glob('*/*.ipynb'))
-    run = subprocess.run([sys.executable, str(root/'tools/page.py')], input=path.read_text(), capture_output=True, text=True, cwd=path.parent, check=True)
+    run = subprocess.run([sys.executable, root/'tools/page.py'], input=path.read_text(), capture_output=True,
+                         text=True, cwd=path.parent, check=True)
     assert json.loads(run.stdout) == page(json.loads(path.read_text()))
 
 
@@ -115,17 +134,20 @@ def test_sidebar_is_the_tree(site):
 def test_nothing_is_fetched(site):
     for path in [*site.rglob('*.html'), *site.rglob('*.css')]:
         text = path.read_text()
-        loads = re.findall(r'<(?:script|link|img|iframe|source|video|object|embed)\b[^>]*?(?:src|href|data)="((?:https?:)?//[^"]*)"', text)
-        loads += re.findall(r'url\(\s*["\']?((?:https?:)?//[^)]*)\)|@import\s+["\']?((?:https?:)?//[^;]*)', text) if path.suffix == '.css' else []
-        assert not loads, (path.name, loads[:3])
-        missing = [a for a in re.findall(r'<(?:script|link|img)\b[^>]*?(?:src|href)="([^":?#]+)', text) if not (path.parent/a).exists()]
+        loads = re.findall(r'<(?:script|link|img|iframe|source|video|object|embed)\b[^>]*?'
+                           r'(?:src|href|data)="((?:https?:)?//[^"]*)"', text)
+        styles = re.findall(r'(?:url\(|@import)\s*["\']?((?:https?:)?//[^);]*)', text)
+        assert not loads + styles, (path.name, loads + styles)
+        wants = re.findall(r'<(?:script|link|img)\b[^>]*?(?:src|href)="([^":?#]+)', text)
+        missing = [a for a in wants if not (path.parent/a).exists()]
         assert path.suffix == '.css' or not missing, (path.name, missing[:3])
 
 
 def test_pages_have_their_pictures(site):
     for p in order:
         nb = page(json.loads((nbs/f'{p}.ipynb').read_text()))
-        pictures = sum('image/png' in o.get('data', {}) and 'text/html' not in o['data'] for c in nb['cells'] for o in c.get('outputs', []))
+        shown = [o.get('data', {}) for c in nb['cells'] for o in c.get('outputs', [])]
+        pictures = sum('image/png' in d and 'text/html' not in d for d in shown)
         text = (site/f'{p}.html').read_text()
         assert len(re.findall(r'<img [^>]*src="[^"]*_images/', text)) >= pictures, p
         assert '#| ' not in re.sub(r'<[^>]+>', '', text).replace('nbdev', ''), p
@@ -143,7 +165,8 @@ def test_links_lead_to_pages(site):
             target, _, anchor = link.partition('#')
             there = (path.parent/target) if target else path
             assert there.exists(), (path.name, link)
-            if anchor and there.suffix == '.html': assert f'id="{anchor}"' in there.read_text(), (path.name, link)
+            if anchor and there.suffix == '.html':
+                assert f'id="{anchor}"' in there.read_text(), (path.name, link)
 
 
 def test_search_knows_the_words(site):
@@ -155,15 +178,27 @@ def test_an_odd_notebook_builds(tmp_path):
     "Hidden cells, every kind of link and formula, and a formula that cannot be set"
     chapter = tmp_path/'nbs'/'01_data'
     chapter.mkdir(parents=True)
-    (chapter/'01_a.ipynb').write_text(json.dumps(notebook(cell('markdown', '# A\n\n> claim'), cell('markdown', '## The idea'), cell('code', '#| hide\nsecret = 1'))))
-    home = notebook(cell('markdown', '# Home\n\n> claim'), cell('markdown', 'See [A](01_data/01_a.ipynb) and [its idea](01_data/01_a.ipynb#the-idea).'),
-                    cell('markdown', r'Inline $x_i^2$, $D\big(x\big)$ and' + '\n\n$$\\sum_i \\begin{bmatrix}1&0\\\\0&1\\end{bmatrix}$$\n\n\\begin{align}a &= b\\end{align}'))
+    (chapter/'01_a.ipynb').write_text(json.dumps(notebook(
+        cell('markdown', '# A\n\n> claim'), cell('markdown', '## The idea'),
+        cell('code', '#| hide\nsecret = 1'))))
+    home = notebook(
+        cell('markdown', '# Home\n\n> claim'),
+        cell('markdown', 'See [A](01_data/01_a.ipynb) and [its idea](01_data/01_a.ipynb#the-idea).'),
+        cell('markdown', r'Inline $x_i^2$ and $D\big(x\big)$.'),
+        cell('markdown', '$$\\sum_i \\begin{bmatrix}1&0\\\\0&1\\end{bmatrix}$$'),
+        cell('markdown', '\\begin{align}a &= b\\end{align}'),
+        cell('markdown', 'Read [how](../HOW.md).'), cell('code', 'links'))
+    home['cells'][-1]['outputs'] = [dict(output_type='execute_result', metadata={}, execution_count=1,
+                                         data={'text/markdown': '[A, once more](01_data/01_a.ipynb)'})]
+    (tmp_path/'HOW.md').write_text('# How')
     (tmp_path/'nbs'/'index.ipynb').write_text(json.dumps(home))
     out = build(tmp_path/'nbs', tmp_path/'site')
     text = (out/'index.html').read_text()
     assert 'href="01_data/01_a.html#the-idea"' in text and text.count('<math') == 4
     assert 'secret' not in (out/'01_data/01_a.html').read_text()
-    home['cells'].append(cell('markdown', r'$\nosuchthing$', id='bad'))
+    assert '<a href="01_data/01_a.html">A, once more' in text
+    assert len(list(out.glob('_downloads/*/HOW.md'))) == 1
+    home['cells'].append(cell('markdown', r'$\nosuchthing$') | {'id': 'bad'})
     (tmp_path/'nbs'/'index.ipynb').write_text(json.dumps(home))
     with pytest.raises(AssertionError, match='cannot set'): build(tmp_path/'nbs', tmp_path/'site')
 
@@ -179,25 +214,32 @@ def test_readme_is_up_to_date():
 def test_readme(tmp_path, monkeypatch):
     import base64
     dot = base64.b64encode(b'\x89PNG\r\n\x1a\n dot').decode()
-    frame = '<div>\n<style scoped>\n.dataframe {}\n</style>\n<table border="1" class="dataframe"><tr><td>1</td></tr></table>\n</div>'
+    frame = ('<div>\n<style scoped>\n.dataframe {}\n</style>\n'
+             '<table border="1" class="dataframe"><tr><td>1</td></tr></table>\n</div>')
     plot = cell('code', '#| export\nplot()')
     plot['outputs'] = [dict(output_type='display_data', data={'image/png': dot}, metadata={})]
     table = cell('code', 'table')
-    table['outputs'] = [dict(output_type='execute_result', data={'text/html': frame, 'text/plain': '1'}, metadata={}, execution_count=1)]
+    result = dict(output_type='execute_result', metadata={}, execution_count=1)
+    table['outputs'] = [result | dict(data={'text/html': frame, 'text/plain': '1'})]
+    links = cell('code', 'links')
+    links['outputs'] = [result | dict(data={'text/markdown': '| x |\n|---|\n| [e](e.ipynb#f) |'})]
     (tmp_path/'nbs').mkdir()
     (tmp_path/'nbs/index.ipynb').write_text(json.dumps(notebook(
-        cell('markdown', '# Home [a](01_data/01_a.ipynb) [b](https://b.org) [c](#c)'), cell('code', '#| hide\nsecret'), plot, table)))
+        cell('markdown', '# Home [a](01_data/01_a.ipynb) [b](https://b.org) [c](#c) ![d](../docs/d.png)'),
+        cell('code', '#| hide\nsecret'), plot, table, links)))
     monkeypatch.setattr(readme, 'root', tmp_path)
     with pytest.raises(SystemExit, match='README.md'): readme.main(check=True)
     (tmp_path/'docs/images').mkdir(parents=True)
     (tmp_path/'docs/images/index_9_9.png').touch()
     readme.main(check=False)
     text = (tmp_path/'README.md').read_text()
-    assert '[a](nbs/01_data/01_a.ipynb) [b](https://b.org) [c](#c)' in text
+    assert '[a](nbs/01_data/01_a.ipynb) [b](https://b.org) [c](#c) ![d](docs/d.png)' in text
+    assert '| [e](nbs/e.ipynb#f) |' in text
     assert '```python\nplot()\n```' in text and 'secret' not in text and '#|' not in text
     assert '<table><tr><td>1</td></tr></table>' in text and 'style' not in text
     picture, = re.findall(r'!\[[^\]]+\]\((docs/images/[^)]+)\)', text)
-    assert (tmp_path/picture).read_bytes() == base64.b64decode(dot) and not (tmp_path/'docs/images/index_9_9.png').exists()
+    assert (tmp_path/picture).read_bytes() == base64.b64decode(dot)
+    assert not (tmp_path/'docs/images/index_9_9.png').exists()
     with pytest.raises(SystemExit) as end: readme.main(check=True)
     assert not end.value.code
     (tmp_path/picture).write_bytes(b'')

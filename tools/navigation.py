@@ -1,4 +1,4 @@
-"The notebooks in reading order, from the folder tree alone. As a script: writes _quarto.yml; --check compares it."
+"Notebooks in reading order, from the folders alone. As a script: writes _quarto.yml; --check compares it."
 import sys
 from pathlib import Path
 
@@ -6,10 +6,11 @@ root = Path(__file__).resolve().parents[1]
 
 
 def chapters(nbs:Path=root/'nbs')->list:
-    "[(title, [paths under nbs, without .ipynb])]: first the pages at the top, titled '', then a chapter for each folder"
-    found = sorted(p.relative_to(nbs).with_suffix('') for p in nbs.rglob('*.ipynb') if not any(part.startswith('.') for part in p.parts))
-    folders = sorted({p.parent for p in found})
-    return [(title(folder.name), [p.as_posix() for p in sorted(found, key=lambda p: p.name != 'index') if p.parent == folder]) for folder in folders]
+    "[(title, [paths under nbs, without .ipynb])]: the pages at the top, titled '', then a chapter per folder"
+    paths = [p for p in nbs.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts]
+    found = sorted((p.relative_to(nbs).with_suffix('') for p in paths), key=lambda p: (p.name != 'index', p))
+    return [(title(folder.name), [p.as_posix() for p in found if p.parent == folder])
+            for folder in sorted({p.parent for p in found})]
 
 
 def title(folder:str)->str:
@@ -24,7 +25,7 @@ def quarto()->str:
     for name, pages in chapters():
         if name: lines += [f'      - section: "{name}"', '        contents:']
         lines += [f'{"          " if name else "      "}- nbs/{p}.ipynb' for p in pages]
-    return f'''# Made by tools/navigation.py from the folders under nbs/. Render with Quarto 1.4 or newer: quarto render
+    return f'''# Made by tools/navigation.py from the folders under nbs/. Render it with: quarto render
 project:
   type: website
   output-dir: site
@@ -53,8 +54,9 @@ ipynb-filters:
 
 def main(check:bool):
     path, text = root/'_quarto.yml', quarto()
-    if check and (not path.exists() or path.read_text() != text): sys.exit('_quarto.yml is not what the folders say. Run: python tools/navigation.py')
     if not check: path.write_text(text)
+    elif not path.exists() or path.read_text() != text:
+        sys.exit('_quarto.yml is not what the folders say. Run: python tools/navigation.py')
 
 
 if __name__ == '__main__': main('--check' in sys.argv)

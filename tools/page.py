@@ -4,6 +4,10 @@ import re
 import sys
 
 
+TAGS = {'export': 'export', 'exports': 'export', 'exporti': 'export',
+        'hide_input': 'remove-input', 'hide_output': 'remove-output'}
+
+
 def page(nb:dict)->dict:
     "`nb` without hidden cells and nbdev's directives; cells that go into the package are tagged `export`"
     cells = []
@@ -13,8 +17,7 @@ def page(nb:dict)->dict:
             flags = {m[1] for line in lines if (m := re.match(r'#\|\s*(\w+)', line))}
             source = ''.join(line for line in lines if not re.match(r'#\|', line)).strip('\n')
             if 'hide' in flags or not source: continue
-            tags = [*cell['metadata'].get('tags', []), *(['export'] if flags & {'export', 'exports', 'exporti'} else []),
-                    *(['remove-input'] if 'hide_input' in flags else []), *(['remove-output'] if 'hide_output' in flags else [])]
+            tags = cell['metadata'].get('tags', []) + sorted({TAGS[f] for f in flags if f in TAGS})
             cell = cell | {'source': source, 'metadata': cell['metadata'] | {'tags': tags}}
         cells.append(cell)
     return nb | {'cells': cells}

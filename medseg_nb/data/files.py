@@ -44,8 +44,9 @@ def _doubt(v, header):
     differs = grid_difference(v, Volume(v.data, _in_mm(header.get_qform(), header)), tol=.1)
     return differs and f'sform and qform disagree ({differs}); the sform is taken, other programs may differ'
 
-# %% ../../nbs/01_data/04_files.ipynb #10388e47
+# %% ../../nbs/01_data/04_files.ipynb #899f38cd
 def _from_nifti(raw, zipped, name=''):
+    "The volume in the bytes of a NIfTI file"
     img = _nifti(raw, zipped)
     array = np.asanyarray(img.dataobj)
     if array.dtype.kind not in 'iufc' or not 1 <= array.ndim <= 4:
@@ -57,8 +58,9 @@ def _from_nifti(raw, zipped, name=''):
     if doubt: warnings.warn(f'{name}: {doubt}.', stacklevel=3)
     return v
 
-# %% ../../nbs/01_data/04_files.ipynb #11b9844e
+# %% ../../nbs/01_data/04_files.ipynb #6aea8435
 def _to_nifti(v, zipped):
+    "The bytes of a NIfTI file"
     if v.ndim != 3: raise ValueError(f'NIfTI wants 3 axes of space, got {v.ndim}; save a flat image as .png.')
     if v.data.dtype in (torch.float16, torch.bfloat16):
         raise ValueError(f'NIfTI has no {v.data.dtype}; save v.new(v.data.float()).')
@@ -69,10 +71,11 @@ def _to_nifti(v, zipped):
     raw = img.to_bytes()
     return gzip.compress(raw, compresslevel=1, mtime=0) if zipped else raw
 
-# %% ../../nbs/01_data/04_files.ipynb #6b4a0dbc
+# %% ../../nbs/01_data/04_files.ipynb #15843842
 _KEY = 'medseg_nb.affine'
 
 def _to_png(v):
+    "The bytes of a PNG file, its affine in a text of our own"
     fits = {torch.bool: (1,), torch.uint8: (1, 2, 3, 4), torch.uint16: (1,)}
     if v.ndim != 2: raise ValueError(f'PNG is flat, got {v.ndim} axes of space; save a volume as .nii.gz.')
     if v.channels not in fits.get(v.data.dtype, ()):
@@ -83,8 +86,9 @@ def _to_png(v):
     Image.fromarray(array[..., 0] if v.channels == 1 else array).save(file, 'PNG', pnginfo=text)
     return file.getvalue()
 
-# %% ../../nbs/01_data/04_files.ipynb #1108f867
+# %% ../../nbs/01_data/04_files.ipynb #bbcf3010
 def _from_png(raw):
+    "The volume in the bytes of a PNG file; pixels of 1 mm without an affine of ours"
     if raw[:8] != b'\x89PNG\r\n\x1a\n': raise ValueError(f'it is not a PNG; it begins with {raw[:8]!r}.')
     if b'IEND' not in raw: raise ValueError(f'it is truncated: no end mark in {len(raw)} bytes.')
     img = Image.open(io.BytesIO(raw), formats=['PNG'])

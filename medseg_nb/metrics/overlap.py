@@ -14,46 +14,51 @@ import torch
 
 from ..data.volume import Volume, grid_difference
 
-# %% ../../nbs/03_metrics/01_overlap.ipynb #cb037657
+# %% ../../nbs/03_metrics/01_overlap.ipynb #cbb435c1
 def label_array(
     x,           # One case: Volume, tensor or array of integer labels
     name:str,    # What an error calls it: 'pred' or 'truth'
 )->np.ndarray:   # Labels (*S), without a channel axis of length 1
     "Integer labels of one case as an array; scores, probabilities and batches are refused"
-    soft = torch.is_tensor(x) and x.is_floating_point()
-    a = x if soft else x.numpy() if isinstance(x, Volume) else x.detach().cpu().numpy() if torch.is_tensor(x) else np.asarray(x)
-    if soft or a.dtype.kind not in 'biu':
-        raise TypeError(f'{name} is {a.dtype}, but overlap counts integer labels. Turn scores into labels first: '
-                        'logits.argmax(0), probs > 0.5, or mask.round().astype(int) for a mask that was read as floats.')
-    if (isinstance(x, Volume) or a.ndim > 3) and (a.ndim > 4 or a.shape[0] != 1):
-        raise ValueError(f'{name} has shape {tuple(a.shape)}; wanted the labels of one case, (*S) or (1,*S). '
+    with_channels = isinstance(x, Volume)
+    a = x.data if with_channels else x if torch.is_tensor(x) else np.asarray(x)
+    if torch.is_tensor(a) and not a.is_floating_point(): a = a.cpu().numpy()
+    if torch.is_tensor(a) or a.dtype.kind not in 'biu':
+        raise TypeError(f'{name} is {a.dtype}, but overlap counts integer labels. Turn scores into labels '
+                        'first: logits.argmax(0), probs > 0.5, mask.round().astype(int).')
+    with_channels |= a.ndim > 3
+    if with_channels and (a.ndim > 4 or a.shape[0] != 1):
+        raise ValueError(f'{name} has shape {a.shape}; wanted the labels of one case, (*S) or (1,*S). '
                          'One-hot channels become labels by argmax(0); score a batch case by case.')
-    return a[0] if isinstance(x, Volume) or a.ndim == 4 or (a.ndim == 3 and a.shape[0] == 1) else a
+    return a[0] if with_channels or (a.ndim == 3 and a.shape[0] == 1) else a
 
 # %% ../../nbs/03_metrics/01_overlap.ipynb #c0053913
 def one_hot(a:np.ndarray)->bool:  # Labels (*S) -> True where axis 0 looks like classes
     "Whether `a` holds planes of 0 and 1 with exactly one 1 at each place"
     return a.ndim == 3 and len(a) > 1 and bool(((a == 0) | (a == 1)).all() and (a.sum(0) == 1).all())
 
-# %% ../../nbs/03_metrics/01_overlap.ipynb #28a91c22
+# %% ../../nbs/03_metrics/01_overlap.ipynb #83ddfa26
 def looked_at(
     pred,    # Labels of one case, as `label_array` takes them
     truth,   # Labels of the same voxels; -1 where nobody looked
 )->tuple:    # Labels of `pred` and of `truth` (N,) at the N voxels that count
     "The labels to compare, after checking that they are labels of the same voxels"
     if isinstance(pred, Volume) and isinstance(truth, Volume) and (differ := grid_difference(pred, truth)):
-        raise ValueError(f'pred and truth lie on different grids: {differ}. Bring pred back: pred.resample(like=truth, order=0).')
+        raise ValueError(f'pred and truth lie on different grids: {differ}. '
+                         'Bring pred back: pred.resample(like=truth, order=0).')
     p, t = label_array(pred, 'pred'), label_array(truth, 'truth')
     if p.shape != t.shape:
         hint = ' One-hot channels become labels by argmax(0).' if p.ndim != t.ndim else ''
-        raise ValueError(f'pred has shape {p.shape} and truth {t.shape}; wanted the labels of the same voxels.' + hint)
+        raise ValueError(f'pred has shape {p.shape} and truth {t.shape}; wanted the same voxels.' + hint)
     if not isinstance(pred, Volume) and one_hot(p) and one_hot(t):
-        raise ValueError(f'pred and truth look one-hot, {len(p)} classes along axis 0. Make labels by argmax(0); '
-                         'if axis 0 is space, give pred[None] and truth[None].')
-    if (p < 0).any(): raise ValueError(f'pred has label {p.min()}; labels start at 0, and only truth may hold -1. Swapped arguments?')
+        raise ValueError(f'pred and truth look one-hot, {len(p)} classes along axis 0. '
+                         'Make labels by argmax(0); if axis 0 is space, give pred[None] and truth[None].')
+    if (p < 0).any():
+        raise ValueError(f'pred has label {p.min()}; labels start at 0, and only truth may hold -1. '
+                         'Swapped arguments?')
     return p[t != -1], t[t != -1]
 
-# %% ../../nbs/03_metrics/01_overlap.ipynb #67c1b904
+# %% ../../nbs/03_metrics/01_overlap.ipynb #d6d1b748
 class Counts(NamedTuple):
     "Voxels of each kind, one entry per label, int64 (K,)"
     tp: np.ndarray
@@ -72,7 +77,8 @@ def confusion(
     if ks.dtype.kind not in 'iu' or ks.ndim > 1 or (ks < 0).any():
         raise ValueError(f'labels is {labels!r}; wanted whole numbers from 0 up, such as (1, 2).')
     p, t = looked_at(pred, truth)
-    both, said, real = np.array([[np.count_nonzero(m) for m in ((p == k) & (t == k), p == k, t == k)] for k in ks.tolist()]).T
+    masks = [((p == k) & (t == k), p == k, t == k) for k in ks.tolist()]
+    both, said, real = np.array([[np.count_nonzero(m) for m in three] for three in masks]).T
     return Counts(both, said - both, real - both, len(p) - said - real + both)
 
 # %% ../../nbs/03_metrics/01_overlap.ipynb #ae19ff28

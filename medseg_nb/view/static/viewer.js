@@ -412,8 +412,9 @@ class View {
   }
 
   drawOutlines({ slice, ink, ratio }, c, shown, w, h) {
-    // A mask that is filled needs no outline beside a prediction; the prediction's has a black rim
-    const thick = Math.max(1, Math.round(1.5 * ratio)), both = shown.length > 1
+    // A mask that is filled needs no outline beside a prediction; the prediction's has a black rim.
+    // No line is thicker than a pixel of the image, so that small things are not covered
+    const thick = Math.max(1, Math.round(Math.min(1.5 * ratio, .8 * Math.min(ink.kx, ink.ky)))), both = shown.length > 1
     ink.pixels.fill(0)
     for (const n of both && this.filled ? shown.slice(1) : shown) {
       const runs = slice.edges(n), { byLabel } = this.volume.layers[n]
