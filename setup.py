@@ -12,6 +12,8 @@ extras = {k.removesuffix('_requirements'): v.split() for k, v in meta.items() if
 
 setup(name=meta['name'], version=meta['version'], description=meta['description'], author=meta['author'],
       license=meta['license'], keywords=meta['keywords'], python_requires='>=' + meta['min_python'],
-      long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-      packages=find_packages(include=['medseg_nb', 'medseg_nb.*']), package_data={'medseg_nb': ['view/static/*']},
+      long_description=(here/'README.md').read_text(encoding='utf-8'),
+      long_description_content_type='text/markdown',
+      packages=find_packages(include=['medseg_nb', 'medseg_nb.*']),
+      package_data={'medseg_nb': ['view/static/*']},
       install_requires=meta['requirements'].split(), extras_require=extras)

@@ -30,6 +30,7 @@ pygments_style = 'friendly'
 html_theme = 'sphinx_book_theme'
 html_title = 'medseg_nb'
 html_static_path = ['static']
+templates_path = ['templates']
 html_css_files = ['site.css']
 html_math_renderer = 'mathml'
 html_context = {'default_mode': 'auto'}

@@ -1,4 +1,4 @@
-"The vocabulary of a notebook: `from medseg_nb.all import *`. Systems are imported by name, so that a reader sees what is used."
+"The vocabulary of a notebook: `from medseg_nb.all import *`. Systems are not in it: import them by name."
 from pathlib import Path
 
 import matplotlib.pyplot as plt

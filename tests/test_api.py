@@ -40,13 +40,14 @@ def test_all_is_a_small_vocabulary():
     assert len(vocabulary.__all__) <= 80 and len(set(vocabulary.__all__)) == len(vocabulary.__all__)
     for name in vocabulary.__all__: assert hasattr(vocabulary, name)
     nets = {s.name for s in systems() if s.kind != 'tool'}
-    assert not nets & set(vocabulary.__all__), 'systems are imported by name, so that a reader sees what is used'
+    assert not nets & set(vocabulary.__all__), 'systems are imported by name, so that a reader sees which'
 
 
 def loaded_by(modules):
     "Top-level packages in memory after a fresh Python imports `modules`"
     code = f'import sys, {", ".join(modules)}; print(*{{m.split(".")[0] for m in sys.modules}})'
-    return set(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split())
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
 
 
 def test_light_chapters_stay_light():
@@ -66,7 +67,8 @@ def test_metadata_has_one_home():
     ini = ConfigParser(delimiters=['='])
     ini.read(root/'settings.ini')
     got = metadata('medseg_nb')
-    assert got['Version'] == ini['DEFAULT']['version'] and got['Requires-Python'] == '>=' + ini['DEFAULT']['min_python']
+    assert got['Version'] == ini['DEFAULT']['version']
+    assert got['Requires-Python'] == '>=' + ini['DEFAULT']['min_python']
     assert {'lab', 'docs', 'test', 'dev'} <= set(got.get_all('Provides-Extra'))
 
 

@@ -14,10 +14,11 @@ import pytest
 from jupyter_client import BlockingKernelClient
 
 root = Path(__file__).parents[1]
-pytestmark = pytest.mark.skipif(os.environ.get('MEDSEG_NO_BROWSER') == '1', reason='MEDSEG_NO_BROWSER=1 asks for no browser')
+unwanted = os.environ.get('MEDSEG_NO_BROWSER') == '1'
+pytestmark = pytest.mark.skipif(unwanted, reason='MEDSEG_NO_BROWSER=1 asks for no browser')
 
-flags = ('--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update', '--disable-sync',
-         '--no-first-run')
+flags = ('--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update',
+         '--disable-sync', '--no-first-run')
 
 # Words of the console that are no fault of ours: exact patterns, each with its reason
 harmless = ()
@@ -27,9 +28,12 @@ from medseg_nb.data.volume import Volume
 from medseg_nb.view.viewer import Viewer
 z, y, x = np.mgrid[-1:1:40j, -1:1:50j, -1:1:60j]
 r = np.sqrt(x**2 + y**2 + z**2).transpose(2, 1, 0)
-head = Volume((1000*(r < .9) + 700*(r < .6) - 300 + 40*np.sin(20*r) + 90*z.transpose(2, 1, 0)).astype('int16')[None], np.diag([-1.5, 1.5, 3, 1]))
+values = 1000*(r < .9) + 700*(r < .6) - 300 + 40*np.sin(20*r) + 90*z.transpose(2, 1, 0)
+head = Volume(values.astype('int16')[None], np.diag([-1.5, 1.5, 3, 1]))
 brain = head.new(((r < .6).astype('uint8') + (np.roll(r, 4, 2) < .3))[None])'''
-second = 'v = Viewer(head, brain, pred=head.new(np.roll(brain.numpy(), 2, 1)), classes=("background", "white matter", "core"))\nv'
+second = '''pred = head.new(np.roll(brain.numpy(), 2, 1))
+v = Viewer(head, brain, pred, classes=("background", "white matter", "core"))
+v'''
 
 
 def notebook(folder):
@@ -37,7 +41,8 @@ def notebook(folder):
     path = folder/'viewer.ipynb'
     if given := os.environ.get('MEDSEG_NOTEBOOK'): return shutil.copy(root/given, path)
     cells = [nbformat.v4.new_code_cell(c) for c in (first, second)]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='python3'))), path)
+    spec = dict(kernelspec=dict(name='python3', display_name='python3'))
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=spec), path)
     return path
 
 
@@ -62,18 +67,20 @@ def lab(tmp_path_factory):
         port = s.getsockname()[1]
     token = secrets.token_hex(16)
     env = {k: v for k, v in os.environ.items() if not k.startswith('JUPYTER')}
-    env |= dict(HOME=str(home), JUPYTER_CONFIG_DIR=str(home/'config'), JUPYTER_DATA_DIR=str(home/'data'), IPYTHONDIR=str(home/'ipython'),
-                JUPYTER_RUNTIME_DIR=str(home/'runtime'), JUPYTER_TOKEN=token, MEDSEG_CACHE=str(cache_dir()), PYTHONPATH=str(root))
+    env |= dict(HOME=str(home), IPYTHONDIR=str(home/'ipython'), JUPYTER_TOKEN=token, MEDSEG_CACHE=str(cache_dir()),
+                **{f'JUPYTER_{d.upper()}_DIR': str(home/d) for d in ('config', 'data', 'runtime')}, PYTHONPATH=str(root))
     log = open(home/'server.log', 'w')
-    server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ServerApp.ip=127.0.0.1',
-        f'--ServerApp.port={port}', '--ServerApp.port_retries=0', f'--ServerApp.root_dir={work}', '--LabApp.expose_app_in_browser=True',
+    server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root',
+        '--ServerApp.ip=127.0.0.1', f'--ServerApp.port={port}', '--ServerApp.port_retries=0',
+        f'--ServerApp.root_dir={work}', '--LabApp.expose_app_in_browser=True',
         f'--LabApp.user_settings_dir={settings(home)}', f'--LabApp.workspaces_dir={home/"workspaces"}'],
         env=env, stdout=log, stderr=log)
     address, until = f'http://127.0.0.1:{port}', time.time() + 60
     while True:
         try: urllib.request.urlopen(f'{address}/api?token={token}', timeout=2); break
         except OSError:
-            if server.poll() is not None or time.time() > until: raise RuntimeError((home/'server.log').read_text()) from None
+            if server.poll() is not None or time.time() > until:
+                raise RuntimeError((home/'server.log').read_text()) from None
             time.sleep(.2)
     yield dict(address=address, token=token, home=home)
     server.terminate()
@@ -86,7 +93,7 @@ def chromium():
     "Debian's Chromium under Playwright"
     from playwright.sync_api import sync_playwright
     path = shutil.which('chromium')
-    if not path: pytest.fail('No chromium here: apt-get install chromium, or set MEDSEG_NO_BROWSER=1 to skip.')
+    if not path: pytest.fail('No chromium here: apt-get install chromium (or MEDSEG_NO_BROWSER=1 to skip).')
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=path, args=flags)
         yield browser
@@ -112,16 +119,17 @@ def page(lab, chromium):
 
 @pytest.fixture(scope='module')
 def kernel(lab, page):
-    "Asks the notebook's kernel for the value of an expression about `v`, its newest Viewer"
+    "Asks the notebook's kernel for the value of an expression about `v`, its first Viewer"
     client = BlockingKernelClient(connection_file=str(next((lab['home']/'runtime').glob('kernel-*.json'))))
     client.load_connection_file()
     client.start_channels()
     client.wait_for_ready(60)
-    newest = 'max((o for o in __import__("gc").get_objects() if type(o).__name__ == "Viewer"), key=lambda o: o.comm is not None)'
+    known = '__import__("ipywidgets").widgets.widget._instances.values()'
+    first_one = f'[o for o in {known} if type(o).__name__ == "Viewer"][0]'
 
     def ask(expression):
-        reply = client.execute('', silent=False, store_history=False, allow_stdin=False, reply=True, timeout=60,
-                               user_expressions=dict(it=f'(lambda v: {expression})({newest})'))
+        reply = client.execute('', store_history=False, allow_stdin=False, reply=True, timeout=60,
+                               user_expressions=dict(it=f'(lambda v: {expression})({first_one})'))
         return eval(reply['content']['user_expressions']['it']['data']['text/plain'])
     yield ask
     client.stop_channels()
@@ -226,7 +234,8 @@ def test_readout_is_the_voxel_under_the_pointer(page, kernel):
     index = eval(told(page, 'i, j, k'))
     world = [float(w) for w in told(page, 'R, A, S').replace('\u2212', '-').strip('() m').split(',')]
     assert kernel(f'v.image.to_world({index}).tolist()') == pytest.approx(world, abs=.051)
-    assert float(told(page, 'value')) == pytest.approx(kernel(f'v.image.data[(0, *{index})].item()'), rel=1e-4)
+    value = kernel(f'v.image.data[(0, *{index})].item()')
+    assert float(told(page, 'value')) == pytest.approx(value, rel=1e-4)
     label = kernel(f'v.mask.data[(0, *{index})].item()')
     assert told(page, 'mask') == (kernel(f'v.classes[{label}]') if label else '\u2013')
 
@@ -269,7 +278,8 @@ def test_theme_is_followed(page, lab):
 def test_saved_notebook_keeps_the_picture(page, lab):
     page.evaluate("jupyterapp.commands.execute('docmanager:save')")
     path = lab['home']/'work'/'viewer.ipynb'
-    outputs = lambda: [o for c in nbformat.read(path, 4).cells for o in c.get('outputs', []) if 'application/vnd.jupyter.widget-view+json' in o.get('data', {})]
+    live = 'application/vnd.jupyter.widget-view+json'
+    outputs = lambda: [o for c in nbformat.read(path, 4).cells for o in c.get('outputs', []) if live in o.get('data', {})]
     assert 'image/png' in until(outputs)[0]['data']
 
 

@@ -14,20 +14,22 @@ def nnunet_unet(c_in, c_out, dims, width, depth, norm):
     conv = {2: nn.Conv2d, 3: nn.Conv3d}[dims]
     norm_op = {('batch', 2): nn.BatchNorm2d, ('batch', 3): nn.BatchNorm3d,
                ('instance', 2): nn.InstanceNorm2d, ('instance', 3): nn.InstanceNorm3d}.get((norm, dims))
-    encoder = PlainConvEncoder(c_in, depth, [width*2**i for i in range(depth)], conv, 3, [1] + [2]*(depth - 1), 2, conv_bias=norm is None,
-                               norm_op=norm_op, norm_op_kwargs=dict(affine=True) if norm else None, nonlin=nn.ReLU,
-                               return_skips=True, pool='max')
+    widths, strides = [width*2**i for i in range(depth)], [1] + [2]*(depth - 1)
+    encoder = PlainConvEncoder(c_in, depth, widths, conv, 3, strides, 2, conv_bias=norm is None,
+                               norm_op=norm_op, norm_op_kwargs=dict(affine=True) if norm else None,
+                               nonlin=nn.ReLU, return_skips=True, pool='max')
     return UNetDecoder(encoder, c_out, 2, deep_supervision=False, conv_bias=True)
 
 
 def copy_weights(ours, theirs):
     "Layer by layer, in the order of computation; theirs stacks [up, skip], ours [skip, up]"
     def leaves(m): return [x for x in m.modules() if not list(x.children()) and list(x.parameters())]
-    mine = [leaves(ours.encoder)] + [leaves(m) for m in ours.decoder.ups] + [leaves(m) for m in ours.decoder.blocks] + [[ours.head]]
+    mine = [leaves(m) for m in (ours.encoder, *ours.decoder.ups, *ours.decoder.blocks, ours.head)]
     unique = []
     for m in leaves(theirs.encoder):
         if not any(m is u for u in unique): unique.append(m)
-    blocks = [[x for i, x in enumerate(leaves(s)) if not any(x is y for y in leaves(s)[:i])] for s in theirs.stages]
+    blocks = [[x for i, x in enumerate(found) if not any(x is y for y in found[:i])]
+              for found in map(leaves, theirs.stages)]
     yours = [unique] + [leaves(m) for m in theirs.transpconvs] + blocks + [[theirs.seg_layers[-1]]]
     first = [b[0] for b in blocks]
     for a, b in zip(mine, yours, strict=True):
@@ -48,7 +50,8 @@ def test_unet_equals_nnunet_library_with_copied_weights(dims, norm):
     with torch.no_grad():
         for p in ours.parameters(): p.add_(torch.randn_like(p)*.05)
         for m in ours.modules():
-            if norm == 'batch' and 'BatchNorm' in type(m).__name__: m.running_mean.normal_(), m.running_var.uniform_(.5, 2)
+            if norm == 'batch' and 'BatchNorm' in type(m).__name__:
+                m.running_mean.normal_(), m.running_var.uniform_(.5, 2)
         copy_weights(ours, theirs)
     x = torch.randn(2, 2, *[16]*dims)
     ours.eval(), theirs.eval()

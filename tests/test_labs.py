@@ -1,4 +1,4 @@
-"Labs, whole, by papermill as `make demo` runs them, at the tiny profile; what they leave behind is checked by value."
+"Labs, whole, by papermill as `make demo` runs them, at the tiny profile; what they leave, by value."
 import base64
 import json
 import re
@@ -25,7 +25,8 @@ def first_look(tmp_path_factory):
 
 def test_first_look_leaves_everything(first_look):
     _, out = first_look
-    assert {p.name for p in out.iterdir()} == {'01_first_look.ipynb', '01_first_look.html', 'table.csv', 'summary.csv', 'unet.safetensors', 'receipt.json'}
+    assert {p.name for p in out.iterdir()} == {'01_first_look.ipynb', '01_first_look.html',
+                                               'table.csv', 'summary.csv', 'unet.safetensors', 'receipt.json'}
 
 
 def test_first_look_parameters_work(first_look):
@@ -38,7 +39,8 @@ def test_first_look_table_is_tidy_and_true(first_look):
     _, out = first_look
     table, paper = pd.read_csv(out/'table.csv'), json.loads((out/'receipt.json').read_text())
     assert list(table) == ['case', 'patient', 'class', 'metric', 'value']
-    assert set(table.metric) == {'dice', 'iou', 'sensitivity', 'precision'} and set(table['class']) == {'lung'}
+    assert set(table.metric) == {'dice', 'iou', 'sensitivity', 'precision'}
+    assert set(table['class']) == {'lung'}
     assert sorted(set(table.case)) == sorted(paper['split']['test'])
     d = table[table.metric == 'dice']
     assert d.value.mean() == pytest.approx(paper['mean_dice']) and d.value.mean() > .5
@@ -59,7 +61,8 @@ def test_first_look_split_is_by_patient(first_look):
 
 def test_first_look_receipt(first_look):
     paper = json.loads((first_look[1]/'receipt.json').read_text())
-    assert {'seed', 'split', 'sets', 'cases_sha256', 'versions', 'seconds', 'mean_dice', 'profile'} <= set(paper)
+    assert {'seed', 'split', 'sets', 'cases_sha256', 'versions',
+            'seconds', 'mean_dice', 'profile'} <= set(paper)
     assert all(re.fullmatch('[0-9a-f]{64}', h) for h in [paper['cases_sha256'], *paper['sets'].values()])
     assert paper['versions']['torch'] == torch.__version__.split('+')[0]
     assert paper['seconds']['train'] > 0
@@ -68,7 +71,8 @@ def test_first_look_receipt(first_look):
 def test_first_look_page_holds_every_picture_and_needs_no_network(first_look):
     nb, out = first_look
     html = (out/'01_first_look.html').read_text()
-    pictures = [o.data['image/png'] for c in nb.cells for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
+    outputs = [o for c in nb.cells for o in c.get('outputs', [])]
+    pictures = [o.data['image/png'] for o in outputs if 'image/png' in o.get('data', {})]
     assert len(pictures) >= 5
     for p in pictures: assert re.sub(r'\s', '', p)[:400] in re.sub(r'\s', '', html)
     assert not re.findall(r'<script|<link[^>]+https?:|(?:src|import|url)\s*[=(]\s*["\']?https?:', html)
@@ -76,18 +80,22 @@ def test_first_look_page_holds_every_picture_and_needs_no_network(first_look):
 
 def test_viewer_leaves_a_picture_and_no_widget(first_look):
     nb, out = first_look
-    kept = [o.data for c in nb.cells if 'Viewer(' in c.source for o in c.get('outputs', []) if o.output_type != 'stream']
+    viewers = [c for c in nb.cells if 'Viewer(' in c.source]
+    kept = [o.data for c in viewers for o in c.get('outputs', []) if o.output_type != 'stream']
     assert len(kept) == 2
     for data in kept:
-        assert base64.b64decode(data['image/png']).startswith(b'\x89PNG') and 'application/vnd.jupyter.widget-view+json' not in data
+        assert base64.b64decode(data['image/png']).startswith(b'\x89PNG')
+        assert 'application/vnd.jupyter.widget-view+json' not in data
     assert (out/'01_first_look.ipynb').stat().st_size < 2_500_000
 
 
 def test_failing_lab_leaves_the_executed_notebook(tmp_path):
     import papermill
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("out = ''", metadata={'tags': ['parameters']}),
-                                         nbformat.v4.new_code_cell('1/0')],
-                                  metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}})
+    kernel = {'name': 'python3', 'display_name': 'python3', 'language': 'python'}
+    cells = [nbformat.v4.new_code_cell("out = ''", metadata={'tags': ['parameters']}),
+             nbformat.v4.new_code_cell('1/0')]
+    nb = nbformat.v4.new_notebook(cells=cells, metadata={'kernelspec': kernel})
     nbformat.write(nb, tmp_path/'bad.ipynb')
-    with pytest.raises(papermill.exceptions.PapermillExecutionError, match='ZeroDivisionError'): lab.run(tmp_path/'bad.ipynb', tmp_path/'out')
+    with pytest.raises(papermill.exceptions.PapermillExecutionError, match='ZeroDivisionError'):
+        lab.run(tmp_path/'bad.ipynb', tmp_path/'out')
     assert 'ZeroDivisionError' in (tmp_path/'out/bad.ipynb').read_text()

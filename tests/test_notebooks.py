@@ -69,7 +69,8 @@ def test_exported_is_in_sync(path, tmp_path):
 
 @each_exporting
 def test_prose_carries_the_notebook(path):
-    lines = [x for s in exported(path) for x in s.splitlines() if x.strip() and not x.lstrip().startswith('#|')]
+    lines = [x for s in exported(path) for x in s.splitlines()
+             if x.strip() and not x.lstrip().startswith('#|')]
     words = sum(len(c.source.split()) for c in cells(path, 'markdown'))
     assert words >= 4*len(lines), f'{words} words around {len(lines)} exported lines'
     assert len(lines) <= 250, 'split the idea'
@@ -83,7 +84,8 @@ def test_ends_with_exercises_and_next(path):
 
 def public(tree):
     "Public functions and classes at the top of a cell, and the methods of such classes"
-    top = [n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith('_')]
+    top = [n for n in tree.body
+           if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith('_')]
     return top + [m for c in top if isinstance(c, ast.ClassDef) for m in public(c)]
 
 
@@ -93,9 +95,11 @@ def test_docments(path):
     for text in exported(path):
         lines = text.splitlines()
         for node in public(ast.parse(text)):
-            if not ast.get_docstring(node) and not (isinstance(node, ast.FunctionDef) and is_hook(node)): bad.append(node.name)
+            hook = isinstance(node, ast.FunctionDef) and is_hook(node)
+            if not ast.get_docstring(node) and not hook: bad.append(node.name)
             if isinstance(node, ast.ClassDef): continue
-            args = [a for a in node.args.posonlyargs + node.args.args + node.args.kwonlyargs if a.arg not in ('self', 'cls')]
+            args = [a for a in node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+                    if a.arg not in ('self', 'cls')]
             if is_method(text, node) and len(args) < 2: continue
             bad += [f'{node.name}({a.arg})' for a in args if '#' not in lines[a.lineno - 1]]
     assert not bad, f'no docstring, or no comment beside the argument: {bad}'

@@ -46,7 +46,8 @@ def test_imports_come_from_earlier_notebooks(path):
 
 def test_every_module_has_a_notebook_and_the_other_way_round():
     files = {'medseg_nb.' + '.'.join(p.relative_to(root/'medseg_nb').with_suffix('').parts)
-             for p in (root/'medseg_nb').rglob('*.py') if p.name not in ('__init__.py', '_modidx.py', 'all.py')}
+             for p in (root/'medseg_nb').rglob('*.py')
+             if p.name not in ('__init__.py', '_modidx.py', 'all.py')}
     assert files == set(where)
 
 

@@ -36,7 +36,7 @@ def test_card_is_filled_in(entry):
     assert entry.kind in KINDS and 1900 < entry.year < 2100 and entry.paper and inspect.getdoc(entry.fn)
     assert (entry.paper_size is None) == (entry.paper_params is None)
     assert entry.scale in ('paper', 'teaching')
-    assert entry.fn.__module__.endswith('.' + entry.name) or entry.kind == 'tool', 'a system is named as its notebook'
+    assert entry.fn.__module__.endswith('.' + entry.name) or entry.kind == 'tool', 'named unlike its notebook'
     parent = entry.parent
     assert parent is None or parent in {s.name for s in systems()}, f'parent {parent} is not registered'
 

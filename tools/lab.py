@@ -1,4 +1,4 @@
-"Run a lab headless by papermill; leave the executed notebook, a page with every picture in it, and what the lab wrote."
+"Run a lab headless by papermill; leave the executed notebook, a page with every picture, and what it wrote."
 import argparse
 import os
 import re
@@ -22,12 +22,14 @@ def run(lab:Path, out:Path, **parameters):
     from kernel import LocalKernel
     from medseg_nb.core.run import atomic
     os.environ.setdefault('MATPLOTLIBRC', str(root/'tools'/'matplotlibrc'))
-    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # threads that wait must not spin: two on shared cores were 12x slower than one
+    # threads that wait must not spin: two on shared cores were 12x slower than one
+    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
     os.environ['PYTHONPATH'] = os.pathsep.join([str(root), *filter(None, [os.environ.get('PYTHONPATH')])])
     out.mkdir(parents=True, exist_ok=True)
     done = out/lab.name
-    nb = papermill.execute_notebook(str(lab), str(done), parameters=dict(out=str(out), **parameters), kernel_name='python3',
-                                    kernel_manager_class=LocalKernel, cwd=str(lab.parent))
+    nb = papermill.execute_notebook(str(lab), str(done), parameters=dict(out=str(out), **parameters),
+                                    kernel_name='python3', kernel_manager_class=LocalKernel,
+                                    cwd=str(lab.parent))
     with atomic(done.with_suffix('.html')) as tmp: tmp.write_text(page(nb), encoding='utf-8')
     return nb
 
@@ -41,7 +43,8 @@ def main():
     try: run(args.lab.resolve(), out)
     except KeyboardInterrupt: sys.exit(130)
     import pandas as pd
-    for table in sorted(out.glob('summary*.csv')): print('\n' + pd.read_csv(table).round(3).to_string(index=False))
+    for table in sorted(out.glob('summary*.csv')):
+        print('\n' + pd.read_csv(table).round(3).to_string(index=False))
     print(f'\nEverything it left is in {args.out}/ ; open {args.out/args.lab.with_suffix(".html").name}')
     print(f'{time.perf_counter() - start:.0f} s')
 

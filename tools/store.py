@@ -35,7 +35,8 @@ def run(path:Path):
 def smaller(png:str):
     "The same picture in 256 colors: a third of the size, and no difference to the eye"
     out = io.BytesIO()
-    Image.open(io.BytesIO(b64decode(png))).convert('RGB').quantize(256, dither=Image.Dither.NONE).save(out, 'PNG', optimize=True)
+    picture = Image.open(io.BytesIO(b64decode(png))).convert('RGB')
+    picture.quantize(256, dither=Image.Dither.NONE).save(out, 'PNG', optimize=True)
     return min(b64encode(out.getvalue()).decode(), png.strip(), key=len)
 
 
@@ -47,7 +48,8 @@ def main(paths):
     os.environ.setdefault('MATPLOTLIBRC', str(root/'tools'/'matplotlibrc'))
     os.environ.setdefault('IN_TEST', '1')
     os.environ['PYTHONPATH'] = str(root)
-    todo = [Path(p).resolve() for p in paths] or sorted(p for p in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+    every = (p for p in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+    todo = [Path(p).resolve() for p in paths] or sorted(every)
     for path in todo:
         print(path.relative_to(root), flush=True)
         run(path)

@@ -11,14 +11,15 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-# %% ../../nbs/06_cnn/01_blocks.ipynb #77821a47
+# %% ../../nbs/06_cnn/01_blocks.ipynb #aecd0d10
 def layers(
     dims:int, # 2 or 3
 ):            # Namespace of layer classes: conv, up, pool, batch, instance
     "PyTorch's layers for pictures or volumes"
     if dims not in (2, 3): raise ValueError(f"Got dims={dims}, wanted 2 or 3.")
     name = lambda layer: getattr(nn, f'{layer}{dims}d')
-    return SimpleNamespace(conv=name('Conv'), up=name('ConvTranspose'), pool=name('MaxPool'), batch=name('BatchNorm'), instance=name('InstanceNorm'))
+    return SimpleNamespace(conv=name('Conv'), up=name('ConvTranspose'), pool=name('MaxPool'),
+                           batch=name('BatchNorm'), instance=name('InstanceNorm'))
 
 # %% ../../nbs/06_cnn/01_blocks.ipynb #4ce5d689
 def count(
@@ -27,7 +28,7 @@ def count(
     "Number of parameters"
     return sum(p.numel() for p in net.parameters())
 
-# %% ../../nbs/06_cnn/01_blocks.ipynb #8252315d
+# %% ../../nbs/06_cnn/01_blocks.ipynb #e198b6fa
 class DoubleConv(nn.Sequential):
     "Twice: convolution of width 3, normalization, ReLU; keeps the size"
     def __init__(self,
@@ -37,11 +38,13 @@ class DoubleConv(nn.Sequential):
         norm:str|None='batch',    # 'batch', 'instance' or None
     ):
         nd = layers(dims)
-        if norm not in ('batch', 'instance', None): raise ValueError(f"Got norm={norm!r}, wanted 'batch', 'instance' or None.")
+        if norm not in ('batch', 'instance', None):
+            raise ValueError(f"Got norm={norm!r}, wanted 'batch', 'instance' or None.")
         make = {'batch': nd.batch, 'instance': lambda c: nd.instance(c, affine=True)}.get(norm)
         parts = []
         for a, b in ((c_in, c_out), (c_out, c_out)):
-            parts += [nd.conv(a, b, 3, padding=1, bias=norm is None)] + ([make(b)] if norm else []) + [nn.ReLU(inplace=True)]
+            parts += [nd.conv(a, b, 3, padding=1, bias=norm is None)]
+            parts += ([make(b)] if norm else []) + [nn.ReLU(inplace=True)]
         super().__init__(*parts)
 
 # %% ../../nbs/06_cnn/01_blocks.ipynb #a40cbcfd
@@ -53,7 +56,7 @@ def up(
     "Double the size: each voxel paints its own patch, two voxels wide"
     return layers(dims).up(c_in, c_out, 2, stride=2)
 
-# %% ../../nbs/06_cnn/01_blocks.ipynb #1074fad1
+# %% ../../nbs/06_cnn/01_blocks.ipynb #39cafa6a
 def check_size(
     x:Tensor,      # (B, C, *S)
     c_in:int,      # Channels the net was built for
@@ -66,4 +69,5 @@ def check_size(
                          f"a batch with {c_in} channels and {dims} spatial axes.")
     if any(s % divisor for s in x.shape[2:]):
         fit = tuple(-(-s//divisor)*divisor for s in x.shape[2:])
-        raise ValueError(f"Got an image of {tuple(x.shape[2:])}, wanted sides divisible by {divisor}; pad it to {fit}, as Predictor does.")
+        raise ValueError(f"Got an image of {tuple(x.shape[2:])}, wanted sides divisible by {divisor}; "
+                         f"pad it to {fit}, as Predictor does.")

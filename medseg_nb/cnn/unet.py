@@ -69,8 +69,9 @@ class UNet(nn.Module):
         check_size(x, self.c_in, self.divisor, self.dims)
         return self.head(self.decoder(self.encoder(x)))
 
-# %% ../../nbs/06_cnn/04_unet.ipynb #854e7ef9
-@system('net', 2015, 'Ronneberger, Fischer and Brox, U-Net: Convolutional Networks for Biomedical Image Segmentation, MICCAI 2015', dims=(2, 3),
+# %% ../../nbs/06_cnn/04_unet.ipynb #ae5eaa57
+@system('net', 2015, 'Ronneberger, Fischer and Brox, '
+        'U-Net: Convolutional Networks for Biomedical Image Segmentation, MICCAI 2015', dims=(2, 3),
         paper_size=dict(c_in=1, c_out=2, width=64, depth=5, norm=None), paper_params=31_030_658)
 def unet(
     c_in:int=1,           # Channels in

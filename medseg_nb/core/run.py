@@ -37,13 +37,14 @@ def threads(
     torch.set_num_threads(n)
     return torch.get_num_threads()
 
-# %% ../../nbs/00_core/02_run.ipynb #d5d9e024
+# %% ../../nbs/00_core/02_run.ipynb #502c9110
 PROFILES = ('tiny', 'lesson', 'full')
 
 def profile()->str: # 'tiny' in tests, 'lesson' for a reader (the default), 'full' for an evening
     "How much time this run may take, from MEDSEG_PROFILE"
     name = os.environ.get('MEDSEG_PROFILE', 'lesson')
-    if name not in PROFILES: raise ValueError(f"Got MEDSEG_PROFILE={name!r}, wanted one of {', '.join(PROFILES)}.")
+    if name not in PROFILES:
+        raise ValueError(f"Got MEDSEG_PROFILE={name!r}, wanted one of {', '.join(PROFILES)}.")
     return name
 
 def pick(
@@ -54,7 +55,7 @@ def pick(
     "One value for each profile: `epochs = pick(1, 6, 50)`"
     return {'tiny': tiny, 'lesson': lesson, 'full': lesson if full is None else full}[profile()]
 
-# %% ../../nbs/00_core/02_run.ipynb #287c24a8
+# %% ../../nbs/00_core/02_run.ipynb #9b5250f0
 @contextmanager
 def atomic(
     path, # Where the finished file will be
@@ -63,7 +64,8 @@ def atomic(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # the suffixes stay last, since libraries choose a format by them
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix='.part-', suffix='-' + path.name, delete=False) as f: tmp = Path(f.name)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix='.part-', suffix='-' + path.name,
+                                     delete=False) as f: tmp = Path(f.name)
     try:
         yield tmp
         with tmp.open('rb') as f: os.fsync(f.fileno())
@@ -79,7 +81,7 @@ def cache_dir()->Path: # MEDSEG_CACHE, or medseg_nb in the user's cache
     home = {'win32': os.environ.get('LOCALAPPDATA'), 'darwin': '~/Library/Caches'}.get(sys.platform)
     return Path(os.environ.get('XDG_CACHE_HOME') or home or '~/.cache').expanduser()/'medseg_nb'
 
-# %% ../../nbs/00_core/02_run.ipynb #03ee2a8c
+# %% ../../nbs/00_core/02_run.ipynb #b80d0e34
 @contextmanager
 def clock(
     seconds:dict, # Filled with one entry per step
@@ -102,8 +104,9 @@ def receipt(
     **facts, # What belongs to this run: data hashes, split, seed, times
 )->dict:     # What was written
     "Write the circumstances of a run beside its results"
-    facts |= dict(profile=profile(), device=str(device()), threads=torch.get_num_threads(), python=platform.python_version(),
-                  platform=platform.system(), versions={name: _version(name) for name in LIBRARIES},
+    facts |= dict(profile=profile(), device=str(device()), threads=torch.get_num_threads(),
+                  python=platform.python_version(), platform=platform.system(),
+                  versions={name: _version(name) for name in LIBRARIES},
                   when=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
     with atomic(path) as tmp: tmp.write_text(json.dumps(facts, indent=1))
     return facts

@@ -40,7 +40,7 @@ def _with_spec(fn):
         return net
     return build
 
-# %% ../../nbs/00_core/01_system.ipynb #68b38620
+# %% ../../nbs/00_core/01_system.ipynb #aeef42a0
 _register = {}
 
 def system(
@@ -52,19 +52,21 @@ def system(
     paper_size:dict|None=None,  # Arguments that build it as in the paper
     paper_params:int|None=None, # Parameters at that size
     scale:str='paper',          # 'teaching' where the full size cannot be trained here
-)->Callable:                    # Decorator: files the card, returns the function (a net's builder also notes `net.spec`)
+)->Callable:                    # Decorator: files the card, returns the function (nets also carry `net.spec`)
     "File the card of the function below"
     if kind not in KINDS: raise ValueError(f"Got kind={kind!r}, wanted one of {', '.join(KINDS)}.")
     def file(fn):
         name, old = fn.__name__, _register.get(fn.__name__)
         if old and len({old.fn.__module__, fn.__module__} - {'__main__'}) > 1:
-            raise ValueError(f"{fn.__module__} registers {name!r}, but {old.fn.__module__} already does; rename one of them.")
+            raise ValueError(f"{fn.__module__} registers {name!r}, but {old.fn.__module__} already does; "
+                             "rename one of them.")
         if kind == 'net': fn = _with_spec(fn)
-        _register[name] = System(name, fn, kind, year, paper, parent, tuple(dims), paper_size, paper_params, scale)
+        _register[name] = System(name, fn, kind, year, paper, parent, tuple(dims),
+                                 paper_size, paper_params, scale)
         return fn
     return file
 
-# %% ../../nbs/00_core/01_system.ipynb #8d09d86a
+# %% ../../nbs/00_core/01_system.ipynb #8f89e6c6
 def _walk(folder, package):
     "Import every module under `folder` that files a card"
     for item in sorted(folder.iterdir(), key=lambda p: p.name):
@@ -76,11 +78,12 @@ def systems(
     kind:str|None=None, # One of `KINDS`; all when left out
 )->list[System]:        # Entries in order of year, then name
     "All systems of the package, found by walking it"
-    if kind is not None and kind not in KINDS: raise ValueError(f"Got kind={kind!r}, wanted one of {', '.join(KINDS)}.")
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"Got kind={kind!r}, wanted one of {', '.join(KINDS)}.")
     _walk(files('medseg_nb'), 'medseg_nb')
     return sorted((s for s in _register.values() if kind in (None, s.kind)), key=lambda s: (s.year, s.name))
 
-# %% ../../nbs/00_core/01_system.ipynb #9741d9dd
+# %% ../../nbs/00_core/01_system.ipynb #ab132fdd
 @dataclass(frozen=True)
 class Card:
     "A system's facts, drawn as a small table in a notebook"
@@ -89,11 +92,14 @@ class Card:
         s, fn = self.system, self.system.fn
         size = f'{s.paper_params:,} parameters' if s.paper_params else None
         how = ', '.join(f'{k}={v!r}' for k, v in (s.paper_size or {}).items())
-        rows = [('paper', s.paper), ('year', s.year), ('kind', s.kind), ('improves on', s.parent and f'`{s.parent}`'),
-                ('dimensions', ' and '.join(f'{d}-D' for d in s.dims)), ('size in the paper', size and f'{size} (`{how}`)'),
+        rows = [('paper', s.paper), ('year', s.year), ('kind', s.kind),
+                ('improves on', s.parent and f'`{s.parent}`'),
+                ('dimensions', ' and '.join(f'{d}-D' for d in s.dims)),
+                ('size in the paper', size and f'{size} (`{how}`)'),
                 ('scale here', s.scale if s.scale == 'paper' else 'teaching: smaller than in the paper'),
                 ('import', f'`from {fn.__module__} import {s.name}`')]
-        return f'**{s.name}** — {inspect.getdoc(fn)}\n\n| | |\n|---|---|\n' + '\n'.join(f'| {k} | {v} |' for k, v in rows if v)
+        head = f'**{s.name}** — {inspect.getdoc(fn)}\n\n| | |\n|---|---|\n'
+        return head + '\n'.join(f'| {k} | {v} |' for k, v in rows if v)
 
 def card(
     name:str, # Name of a system, such as 'unet'
@@ -103,4 +109,5 @@ def card(
     if name in found: return Card(found[name])
     import difflib
     near = difflib.get_close_matches(name, found, n=3, cutoff=.3)
-    raise KeyError(f"No system is named {name!r}; near it: {', '.join(near) or 'nothing'}. systems() lists all {len(found)}.")
+    raise KeyError(f"No system is named {name!r}; near it: {', '.join(near) or 'nothing'}. "
+                   f"systems() lists all {len(found)}.")

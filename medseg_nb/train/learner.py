@@ -37,19 +37,21 @@ class PerCase(Metric):
     @property
     def name(self): return self.metric.__name__
 
-# %% ../../nbs/05_train/02_learner.ipynb #0d6d290b
+# %% ../../nbs/05_train/02_learner.ipynb #71c9c229
 class StopAtNan(Callback):
     "Stop when the loss is not a finite number, and say where"
     order = 5
     def after_loss(self):
         if torch.isfinite(self.loss_grad): return
         ids = self.dl.batch_ids(self.iter) if hasattr(self.dl, 'batch_ids') else []
-        broken = ' Its input has values that are not finite.' if not all(torch.isfinite(x).all() for x in self.xb) else ''
-        raise FloatingPointError(f"The loss became {self.loss_grad.item()} in epoch {self.epoch}, batch {self.iter} "
-                                 f"({'training' if self.training else 'validation'}; cases {', '.join(map(str, ids)) or 'unknown'}).{broken} "
+        who, when = ', '.join(map(str, ids)) or 'unknown', 'training' if self.training else 'validation'
+        finite = all(torch.isfinite(x).all() for x in self.xb)
+        broken = '' if finite else ' Its input has values that are not finite.'
+        raise FloatingPointError(f"The loss became {self.loss_grad.item()} in epoch {self.epoch}, "
+                                 f"batch {self.iter} ({when}; cases {who}).{broken} "
                                  "Look at these cases; if they are sound, lower the learning rate.")
 
-# %% ../../nbs/05_train/02_learner.ipynb #2f31df32
+# %% ../../nbs/05_train/02_learner.ipynb #f075eab1
 def seg_learner(
     dls:DataLoaders,   # Batches x (B,C,*S) float, y (B,*S) int64
     net:nn.Module,     # (B,C,*S) -> (B,K,*S) logits
@@ -58,9 +60,10 @@ def seg_learner(
     lr:float=1e-3,     # Default learning rate
 )->Learner:            # A fastai learner
     "A fastai learner for segmentation: per-case metrics, and a stop at the first nan"
-    return Learner(dls, net, loss_func=loss, metrics=[PerCase(m) for m in metrics], lr=lr, opt_func=Adam, cbs=StopAtNan())
+    return Learner(dls, net, loss_func=loss, metrics=[PerCase(m) for m in metrics], lr=lr,
+                   opt_func=Adam, cbs=StopAtNan())
 
-# %% ../../nbs/05_train/02_learner.ipynb #9ab88f56
+# %% ../../nbs/05_train/02_learner.ipynb #87a0bd90
 def save_net(
     net:nn.Module, # Made by a registered builder, so that it has `net.spec`
     path,          # Where to; ends in .safetensors
@@ -78,22 +81,28 @@ def load_net(
 ):        # (net in eval mode, facts)
     "Rebuild a net and fill in its weights"
     try:
-        with safe_open(path, 'pt') as f: note, weights = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    except SafetensorError as e: raise ValueError(f"{path} is not a whole safetensors file ({e}); save it again by save_net.") from e
-    if 'medseg_nb' not in note: raise ValueError(f"{path} has weights but no note how to build the net; wanted a file that save_net wrote.")
+        with safe_open(path, 'pt') as f:
+            note, weights = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+    except SafetensorError as e:
+        raise ValueError(f"{path} is not a whole safetensors file ({e}); save it again by save_net.") from e
+    if 'medseg_nb' not in note:
+        raise ValueError(f"{path} has weights but no note how to build the net; "
+                         "wanted a file that save_net wrote.")
     spec = json.loads(note['medseg_nb'])
     found = {s.name: s for s in systems('net')}
-    if spec['system'] not in found: raise ValueError(f"{path} needs the net {spec['system']!r}, which this version does not have; update medseg_nb.")
+    if spec['system'] not in found:
+        raise ValueError(f"{path} needs the net {spec['system']!r}, which this version does not have; "
+                         "update medseg_nb.")
     net = found[spec['system']].fn(**spec['args'])
     net.load_state_dict(weights)
     return net.eval(), spec['facts']
 
-# %% ../../nbs/05_train/02_learner.ipynb #ba455deb
+# %% ../../nbs/05_train/02_learner.ipynb #a81b04a9
 def _random_state(dls):
     "The state of every generator that training draws from, as plain lists"
     numpy = np.random.get_state()
-    return dict(python=random.getstate(), numpy=[numpy[0], numpy[1].tolist(), *numpy[2:]], torch=torch.get_rng_state().tolist(),
-                loaders=[dl.rng.getstate() for dl in dls.loaders])
+    return dict(python=random.getstate(), numpy=[numpy[0], numpy[1].tolist(), *numpy[2:]],
+                torch=torch.get_rng_state().tolist(), loaders=[dl.rng.getstate() for dl in dls.loaders])
 
 def _set_random_state(state, dls):
     "Put back what `_random_state` read"
@@ -103,7 +112,7 @@ def _set_random_state(state, dls):
     torch.set_rng_state(torch.tensor(state['torch'], dtype=torch.uint8))
     for dl, s in zip(dls.loaders, state['loaders']): dl.rng.setstate(as_state(s))
 
-# %% ../../nbs/05_train/02_learner.ipynb #d2ddb6a3
+# %% ../../nbs/05_train/02_learner.ipynb #d36bd290
 class Resume(Callback):
     "Write everything after each whole epoch; start from there when the file is already there"
     order = 60
@@ -117,8 +126,8 @@ class Resume(Callback):
         except FileNotFoundError: return
         note = json.loads(f.metadata()['resume'])
         if note['n_epoch'] != self.n_epoch:
-            raise ValueError(f"{self.path} belongs to a run of {note['n_epoch']} epochs, but this one has {self.n_epoch}; "
-                             "ask for the same number, or delete the file to start over.")
+            raise ValueError(f"{self.path} belongs to a run of {note['n_epoch']} epochs, but this one has "
+                             f"{self.n_epoch}; ask for the same number, or delete the file to start over.")
         tensors = {k: f.get_tensor(k) for k in f.keys()}
         self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith('model.')})
         state = [dict(s) for s in note['opt']]
@@ -141,9 +150,14 @@ class Resume(Callback):
         if self.epoch < self.start: return
         self.rows.append(list(self.learn.final_record))
         state, hypers = self.opt.state_dict().values()
-        tensors = {f'model.{k}': v for k, v in self.model.state_dict().items()} | {'smooth': self.recorder.smooth_loss.val}
-        tensors |= {f'opt.{i}.{k}': v for i, s in enumerate(state) for k, v in s.items() if torch.is_tensor(v)}
-        note = dict(epoch=self.epoch + 1, n_epoch=self.n_epoch, rows=self.rows, hypers=list(hypers), count=self.recorder.smooth_loss.count,
+        smooth = self.recorder.smooth_loss
+        tensors = {f'model.{k}': v for k, v in self.model.state_dict().items()} | {'smooth': smooth.val}
+        tensors |= {f'opt.{i}.{k}': v for i, s in enumerate(state)
+                    for k, v in s.items() if torch.is_tensor(v)}
+        tensors = {k: v.cpu().contiguous().clone() for k, v in tensors.items()}
+        note = dict(epoch=self.epoch + 1, n_epoch=self.n_epoch, rows=self.rows,
+                    hypers=list(hypers), count=smooth.count,
                     opt=[{k: v for k, v in s.items() if not torch.is_tensor(v)} for s in state],
-                    lrs=self.recorder.lrs, losses=[float(l) for l in self.recorder.losses], random=_random_state(self.dls))
-        with atomic(self.path) as tmp: save_file({k: v.cpu().contiguous().clone() for k, v in tensors.items()}, tmp, {'resume': json.dumps(note)})
+                    lrs=self.recorder.lrs, losses=[float(l) for l in self.recorder.losses],
+                    random=_random_state(self.dls))
+        with atomic(self.path) as tmp: save_file(tensors, tmp, {'resume': json.dumps(note)})

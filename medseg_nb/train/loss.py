@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-# %% ../../nbs/05_train/01_loss.ipynb #402e34d4
+# %% ../../nbs/05_train/01_loss.ipynb #8c85f6a0
 def check(
     logits:Tensor, # (B, K, *S) float
     y:Tensor,      # (B, *S) int64, -1 where nobody looked
@@ -18,12 +18,12 @@ def check(
     "Refuse what is not logits and labels of one grid"
     if y.is_floating_point(): raise TypeError(f"Got y of {y.dtype}, wanted integer labels; use y.long().")
     if logits.shape[:1] + logits.shape[2:] != y.shape:
-        raise ValueError(f"Got logits {tuple(logits.shape)} and y {tuple(y.shape)}, wanted (B,K,*S) and (B,*S); "
-                         "labels have no channel axis.")
+        raise ValueError(f"Got logits {tuple(logits.shape)} and y {tuple(y.shape)}, "
+                         "wanted (B,K,*S) and (B,*S); labels have no channel axis.")
     low, high = (int(y.min()), int(y.max())) if y.numel() else (0, 0)
     if low < -1 or high >= logits.shape[1]:
-        raise ValueError(f"Got labels from {low} to {high}, wanted -1 to {logits.shape[1] - 1} since the net has "
-                         f"{logits.shape[1]} classes; raise c_out or remap the labels.")
+        raise ValueError(f"Got labels from {low} to {high}, wanted -1 to {logits.shape[1] - 1} "
+                         f"since the net has {logits.shape[1]} classes; raise c_out or remap the labels.")
     return y >= 0
 
 # %% ../../nbs/05_train/01_loss.ipynb #0e600216

@@ -65,7 +65,7 @@ def slide(
         total[at] += weight
     return out/total
 
-# %% ../../nbs/05_train/03_predict.ipynb #7cee705e
+# %% ../../nbs/05_train/03_predict.ipynb #f94d55ea
 class Predictor:
     "A network as a segmenter: Volume in, label Volume on the same grid out"
     def __init__(self,
@@ -74,7 +74,9 @@ class Predictor:
         window:tuple|None=None, # Slide a window of these voxels; None takes the image whole
         overlap:float=.5,       # Part of a window that the next one covers again
         classes=(),             # Class names, background first
-    ): self.net, self.size, self.window, self.overlap, self.classes = net, size, window, overlap, list(classes)
+    ):
+        self.net, self.size, self.window = net, size, window
+        self.overlap, self.classes = overlap, list(classes)
 
     @torch.no_grad()
     def logits(self,
@@ -86,7 +88,8 @@ class Predictor:
         net = self.net.eval().to(x.device)
         try:
             if self.window: out = slide(net, x, self.window, self.overlap)
-            else: out = net(pad_to_fit(x, getattr(net, 'divisor', 1)))[(..., *(slice(s) for s in x.shape[2:]))]
+            else:
+                out = net(pad_to_fit(x, getattr(net, 'divisor', 1)))[(..., *(slice(s) for s in x.shape[2:]))]
         finally: net.train(was_training)
         if out.shape[2:] != volume.shape:
             out = F.interpolate(out, volume.shape, mode='bilinear' if volume.ndim == 2 else 'trilinear')
@@ -102,7 +105,8 @@ class Predictor:
 
     def save(self, path):
         "Write the network and how to use it, atomically and without pickle"
-        save_net(self.net, path, size=self.size, window=self.window, overlap=self.overlap, classes=self.classes)
+        save_net(self.net, path, size=self.size, window=self.window, overlap=self.overlap,
+                 classes=self.classes)
 
     @classmethod
     def load(cls, path):

@@ -25,9 +25,9 @@ def letters(
     order = np.argsort(-np.abs(step), kind='stable')
     return ''.join(AXES[a][int(step[a] > 0)] for a in order if abs(step[a]) >= least)
 
-# %% ../../nbs/02_view/00_plane.ipynb #4b2f9d70
+# %% ../../nbs/02_view/00_plane.ipynb #cfc2fbc3
 def upright(
-    volume:Volume,
+    volume:Volume, # In any storage order
 )->Volume: # Axes run row, column; of a 3-D volume to the patient's left, back and feet
     "The same voxels, stored in the order in which a screen shows them"
     return volume.reorient('LPI' if volume.ndim == 3 else 'RC')
@@ -51,8 +51,8 @@ def sides(
     right, bottom = (volume.affine[:3, b] for b in range(3) if b != axis)
     return tuple(letters(step) for step in (-right, right, -bottom, bottom))
 
-# %% ../../nbs/02_view/00_plane.ipynb #8df4bd13
-def stated(volume)->bool:
+# %% ../../nbs/02_view/00_plane.ipynb #661887df
+def stated(volume:Volume)->bool: # False for an array, a film, a slide
     "Has anybody said where the voxels lie? An identity affine says nothing"
     return not np.allclose(volume.affine, np.eye(volume.ndim + 1))
 
@@ -61,7 +61,7 @@ def file_axes(volume:Volume)->list: # For left-right, back-front, down-up: the n
     return [next(a for a, code in enumerate(volume.axcodes) if code in pair) for pair in AXES]
 
 def fullest(
-    image:Volume,
+    image:Volume, # Gives the size
     *layers,      # Labels on its grid; None is passed over
 )->list:          # Voxel index; of equals the middle one, so without labels the middle of the image
     "On each axis the slice with the most labeled voxels"
@@ -71,7 +71,7 @@ def fullest(
     best = [np.flatnonzero(c == c.max()) for c in counts]
     return [int(b[len(b)//2]) for b in best]
 
-# %% ../../nbs/02_view/00_plane.ipynb #ef7a9e62
+# %% ../../nbs/02_view/00_plane.ipynb #9fa30d7c
 def as_volume(
     x, # `Volume`, `Case`, array or tensor: (H,W), (1|3,H,W), (D,H,W) or (C,D,H,W)
 )->Volume:
@@ -79,8 +79,8 @@ def as_volume(
     if isinstance(x, (Volume, Case)): return x.image if isinstance(x, Case) else x
     x = torch.as_tensor(x)
     if x.ndim not in (2, 3, 4):
-        raise ValueError(f'An array of shape {tuple(x.shape)} cannot be drawn; wanted (H,W), (C,H,W), (D,H,W) '
-                         'or (C,D,H,W). Take one item of a batch, or call show_batch.')
+        raise ValueError(f'An array of shape {tuple(x.shape)} cannot be drawn; wanted (H,W), (C,H,W), '
+                         '(D,H,W) or (C,D,H,W). Take one item of a batch, or call show_batch.')
     return Volume(x if x.ndim == 4 or x.ndim == 3 and x.shape[0] in (1, 3) else x[None])
 
 def over(image:Volume, labels, word='mask'): # labels: `Volume`, array of the image's shape, or None
@@ -94,12 +94,13 @@ def over(image:Volume, labels, word='mask'): # labels: `Volume`, array of the im
                                     f'Bring it there by {word}.resample(like=image, order=0).')
     return labels
 
-# %% ../../nbs/02_view/00_plane.ipynb #085cabe2
+# %% ../../nbs/02_view/00_plane.ipynb #cb4cf4b1
 def value_range(
-    volume:Volume,
+    volume:Volume, # Of any kind of values; NaN is passed over
     tail:float=.5, # Percent of the values given up at each end
 )->tuple:          # (low, high): drawn black, drawn white
     "The range that holds nearly all values; of a large volume about a million voxels are asked"
     x = volume.numpy().ravel()
-    low, high = (float(v) for v in np.nanpercentile(x[::max(1, len(x)//10**6)], (tail, 100 - tail)))
+    x = x[::max(1, len(x)//10**6)].astype(float)
+    low, high = (float(v) for v in np.nanpercentile(x, (tail, 100 - tail)))
     return (low, high) if high > low else (low - .5, low + .5)

@@ -23,13 +23,13 @@ from ..data.volume import Volume
 from .plane import (
     PLANES, as_volume, file_axes, fullest, over, plane, sides, stated, upright, value_range)
 
-# %% ../../nbs/02_view/01_show.ipynb #364ef6fb
+# %% ../../nbs/02_view/01_show.ipynb #ef056f9f
 PALETTE = ('#E69F00', '#56B4E9', '#009E73', '#F0E442', '#0072B2', '#D55E00', '#CC79A7')
 
 def color(
-    label:int,        # Class of a label image, 1 or more
-    palette=PALETTE,
-)->str:               # Hex color; after the last one the first comes again
+    label:int,       # Class of a label image, 1 or more
+    palette=PALETTE, # Hex colors
+)->str:              # Hex color; after the last one the first comes again
     "The color in which a class is drawn, everywhere in this package"
     return palette[(int(label) - 1) % len(palette)]
 
@@ -48,8 +48,15 @@ class Picture:
     palette:tuple=PALETTE  # One color a class
     fill:float=.35         # Opacity of the mask
 
-# %% ../../nbs/02_view/01_show.ipynb #31030d8a
-def pictures(image:Volume, mask=None, pred=None, at=None, window=None, title='')->list:
+# %% ../../nbs/02_view/01_show.ipynb #d87a1ed3
+def pictures(
+    image:Volume, # 2-D or 3-D
+    mask=None,    # Labels on its grid
+    pred=None,    # Predicted labels on its grid
+    at=None,      # Voxel (i,j,k) common to the planes; None: where the labels are fullest
+    window=None,  # (low, high): drawn black, drawn white; None: nearly all values
+    title='',     # Over a 2-D image; planes are named by themselves
+)->list:
     "One `Picture` of a 2-D image; sagittal, coronal and axial ones of a 3-D image"
     limits, known, layers = window or value_range(image), stated(image), (image, mask, pred)
     turned = [None if v is None else upright(v) for v in layers]
@@ -77,10 +84,10 @@ def outline(region)->np.ndarray: # (H,W) bool -> (N,2,2): N pixel edges, each fr
     level, steep = np.stack([x, y, x + 1, y], 1), np.stack([u, v, u, v + 1], 1)
     return np.concatenate([level, steep]).reshape(-1, 2, 2)
 
-# %% ../../nbs/02_view/01_show.ipynb #39649f97
+# %% ../../nbs/02_view/01_show.ipynb #f9ca538b
 INK = [withStroke(linewidth=3.5, foreground='black')]
 
-def paint(ax, labels, p:Picture, fill, line, rim=0):
+def paint(ax, labels, p:Picture, fill, line, rim=0): # (H,W) labels; opacity; widths in points
     "Lay classes over a picture: translucent fill, crisp outline"
     (h, w), (dy, dx), labels = labels.shape, p.spacing, np.maximum(labels, 0)
     tints = [(0, 0, 0, 0)] + [to_rgba(color(k, p.palette), fill) for k in range(1, labels.max() + 1)]
@@ -91,8 +98,8 @@ def paint(ax, labels, p:Picture, fill, line, rim=0):
             lines = LineCollection(edges, colors=ink, linewidths=width, capstyle='round')
             ax.add_collection(lines, autolim=False)
 
-# %% ../../nbs/02_view/01_show.ipynb #a9db29db
-def annotate(ax, p:Picture, h, w):
+# %% ../../nbs/02_view/01_show.ipynb #c3569032
+def annotate(ax, p:Picture, h, w): # h, w: size of the picture, mm
     "Letters at the four sides, and a bar of a round number of millimeters"
     white, m = dict(color='white', path_effects=INK), .02
     places = ((m, .5, 'left', 'center'), (1 - m, .5, 'right', 'center'),
@@ -104,8 +111,8 @@ def annotate(ax, p:Picture, h, w):
         ax.plot([.04*w, .04*w + length], [.955*h]*2, lw=2, solid_capstyle='butt', **white)
         ax.annotate(f'{length:g} mm', (.04*w, .955*h), (0, 4), textcoords='offset points', size=10, **white)
 
-# %% ../../nbs/02_view/01_show.ipynb #bf5bd8e6
-def draw(ax, p:Picture):
+# %% ../../nbs/02_view/01_show.ipynb #0b57974d
+def draw(ax, p:Picture): # On matplotlib axes
     "Draw one picture in true proportion: its axes count millimeters"
     h, w = np.multiply(p.pixels.shape[:2], p.spacing)
     (low, high), both = p.limits, p.mask is not None and p.pred is not None
@@ -114,10 +121,11 @@ def draw(ax, p:Picture):
     if p.mask is not None: paint(ax, p.mask, p, p.fill, 0 if both else 1.3)
     if p.pred is not None: paint(ax, p.pred, p, 0 if both else p.fill, 1.6, 3.2*both)
     annotate(ax, p, h, w)
-    ax.set(xlim=(0, w), ylim=(h, 0), aspect='equal')
+    ax.set(xlim=(0, w), ylim=(h, 0), aspect='equal', xticks=[], yticks=[], facecolor='black')
     ax.set_title(p.title, fontsize=11)
+    ax.spines[:].set_visible(False)
 
-# %% ../../nbs/02_view/01_show.ipynb #acd20a47
+# %% ../../nbs/02_view/01_show.ipynb #5a4472c6
 def page(
     rows,         # [(title, [Picture, ...]), ...]
     size,         # Height of the pictures in a row, inches
@@ -130,16 +138,19 @@ def page(
     fig = plt.figure(figsize=(max(width, 3), sum(heights) + .35*bool(handles)), layout='constrained')
     parts = fig.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, (title, row), extent in zip(parts, rows, extents):
+        tallest = max(h for h, _ in extent)
         if title: part.suptitle(title, fontsize=12, weight='bold')
         widths = [w for _, w in extent] + [extent[-1][1]]*(max(map(len, extents)) - len(row))
         axs = part.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
-        for ax in axs: ax.set_axis_off()
-        for ax, p in zip(axs, row): draw(ax, p)
-    if handles: fig.legend(handles=handles, loc='outside lower center', ncols=6, frameon=False, columnspacing=1.4)
+        for ax in axs[len(row):]: ax.set_axis_off()
+        for ax, p, (h, _) in zip(axs, row, extent):
+            draw(ax, p)
+            ax.set_ylim((h + tallest)/2, (h - tallest)/2)
+    if handles: fig.legend(handles=handles, loc='outside lower center', ncols=6, frameon=False)
     plt.close(fig)
     return fig
 
-# %% ../../nbs/02_view/01_show.ipynb #d0215385
+# %% ../../nbs/02_view/01_show.ipynb #48940a30
 def labels_in(*layers)->list:
     "The classes that occur in label volumes, in order, without the background"
     return sorted({int(k) for v in layers if v is not None for k in np.unique(v.numpy()) if k > 0})
@@ -149,14 +160,14 @@ def class_names(labels, classes=None)->list: # classes: {1: 'lung'}, or a list t
     known = classes if isinstance(classes, dict) else dict(enumerate(classes if np.iterable(classes) else ()))
     return [known.get(k, f'class {k}') for k in labels]
 
-def legend(labels, classes, both=False)->list:
+def legend(labels, classes, both=False)->list: # both: a mask and a prediction of it are drawn
     "What each color means: a box for a class and, beside a mask, a line for its prediction"
     named = list(zip(map(color, labels), class_names(labels, classes)))
     boxes = [Patch(facecolor=to_rgba(c, .45), edgecolor=c, lw=1.5, label=name) for c, name in named]
     lines = [Line2D([], [], color=c, lw=2, path_effects=INK, label=f'{name}, predicted') for c, name in named]
     return boxes + lines if both else boxes
 
-# %% ../../nbs/02_view/01_show.ipynb #4702072b
+# %% ../../nbs/02_view/01_show.ipynb #3ce90944
 def show(
     *items,      # Volumes, Cases, arrays or tensors; a 3-D one fills a row with its three planes
     mask=None,   # Labels over a single item: `Volume` or array on its grid; a `Case` brings its own
@@ -169,7 +180,7 @@ def show(
 )->plt.Figure:   # Closed: a notebook draws it once, as the value of its cell
     "Draw images with their labels, in true proportion"
     if len(items) != 1 and not (mask is None and pred is None):
-        raise ValueError(f'Got {len(items)} images with a mask or pred; wanted one. Make a Case of each pair.')
+        raise ValueError(f'Got {len(items)} images with a mask or pred; wanted one. Make Cases.')
     rows, flat, layers = [], [], []
     for n, item in enumerate(items):
         image, case = as_volume(item), isinstance(item, Case)

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['MOST', 'encode', 'screen', 'maps', 'layer', 'message', 'front_end', 'Viewer']
 
-# %% ../../nbs/02_view/02_viewer.ipynb #668eac70
+# %% ../../nbs/02_view/02_viewer.ipynb #fc24b2da
 from base64 import b64encode
+from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 
@@ -16,14 +17,13 @@ import traitlets
 from fastcore.basics import patch
 from IPython import get_ipython
 
-import medseg_nb
 from ..data.case import Case
 from ..data.volume import Volume
 from .plane import (
-    PLANES, as_volume, file_axes, fullest, over, plane, sides, stated, upright, value_range)
+    PLANES, as_volume, file_axes, fullest, over, sides, stated, upright, value_range)
 from .show import class_names, color, labels_in, show
 
-# %% ../../nbs/02_view/02_viewer.ipynb #47140218
+# %% ../../nbs/02_view/02_viewer.ipynb #893a71b3
 def encode(
     values,   # Numbers of any kind
 )->tuple:     # Codes as uint8 or uint16, and slope and intercept: value = slope*code + intercept
@@ -37,19 +37,19 @@ def encode(
         codes = np.subtract(x, low, dtype=np.int64 if x.dtype.itemsize > 2 else np.int32)
         return codes.astype(np.uint8 if high - low < 2**8 else np.uint16), 1., float(low)
     slope = (high - low)/(2**16 - 1) or 1.
-    codes = (np.clip(np.nan_to_num(x, nan=low), low, high) - low)/slope
+    codes = (np.clip(np.nan_to_num(x.astype(np.float64), nan=low), low, high) - low)/slope
     return np.rint(codes).astype(np.uint16), slope, low
 
-# %% ../../nbs/02_view/02_viewer.ipynb #1c6d558a
+# %% ../../nbs/02_view/02_viewer.ipynb #f5b49469
 def screen(
-    volume:Volume,
-)->np.ndarray: # (Z,Y,X,C): x to the right, y down the screen, z through it; C is 3 for a 2-D color picture, else 1
+    volume:Volume, # In any storage order
+)->np.ndarray: # (Z,Y,X,C): x to the right, y down, z through the screen; C is 3 for 2-D color, else 1
     "Voxels in the order in which the page reads them"
     x = upright(volume).numpy()
     if len(x) != 3 or volume.ndim == 3: x = x[:1]
     return np.ascontiguousarray(x.transpose(3, 2, 1, 0) if volume.ndim == 3 else x.transpose(1, 2, 0)[None])
 
-def maps(volume:Volume)->dict:
+def maps(volume:Volume)->dict: # to_file, from_file, world
     "Matrices (n,n+1) between display voxels (x,y,z), file voxels and millimeters"
     n, turned = volume.ndim, upright(volume).affine
     if n == 2: turned = turned[:, [1, 0, 2]]
@@ -57,7 +57,7 @@ def maps(volume:Volume)->dict:
     both = dict(to_file=back, from_file=np.linalg.inv(back), world=turned)
     return {name: m[:n].round(9).tolist() for name, m in both.items()}
 
-# %% ../../nbs/02_view/02_viewer.ipynb #f510e2d0
+# %% ../../nbs/02_view/02_viewer.ipynb #771ad8a8
 def layer(
     labels:Volume, # Classes on the grid of the image
     title:str,     # 'Mask' or 'Prediction'
@@ -65,23 +65,23 @@ def layer(
 )->tuple:          # What the page must know of them, and the labels (Z,Y,X,1) as uint8 or uint16
     "One set of labels for the page"
     x, found = np.maximum(screen(labels), 0), labels_in(labels)
-    if x.max() >= 2**16: raise ValueError(f'Label {x.max()} is too large for the page; wanted labels below 65,536.')
+    if x.max() >= 2**16: raise ValueError(f'Label {x.max()} is too large for the page; wanted below 65,536.')
     x = x.astype(np.uint8 if x.max() < 2**8 else np.uint16)
     named = [dict(label=k, name=name, color=color(k)) for k, name in zip(found, class_names(found, classes))]
     return dict(title=title, bits=8*x.itemsize, classes=named), x
 
-# %% ../../nbs/02_view/02_viewer.ipynb #b10d4a5a
+# %% ../../nbs/02_view/02_viewer.ipynb #ee061cad
 MOST = 256*2**20
 
 def message(
-    image:Volume,
+    image:Volume,    # What is measured
     layers=(),       # Pairs that `layer` returned
 )->tuple:            # Header, and the buffers: image first, then each layer
     "The one message with which Python answers the page"
     codes, slope, intercept = encode(screen(image))
     buffers = [codes, *(x for _, x in layers)]
     size, solid, known = sum(x.nbytes for x in buffers), image.ndim == 3, stated(image)
-    if size > MOST: raise ValueError(f'The page would hold {size/2**20:.0f} MiB; wanted {MOST//2**20} at most. '
+    if size > MOST: raise ValueError(f'The page would hold {size >> 20} MiB; wanted {MOST >> 20} at most. '
                                      'Show every second voxel, v[::2, ::2, ::2], or a part.')
     turned, axes = upright(image), file_axes(image) if solid else [None]*3
     planes = [dict(axis=a, file_axis=axes[a], name=PLANES[a] if solid and known else '',
@@ -98,10 +98,10 @@ def front_end()->bool:
     "Does a page listen? Runners without one cannot answer `input()` either, and tell the kernel so"
     return bool(getattr(getattr(get_ipython(), 'kernel', None), '_allow_stdin', False))
 
-# %% ../../nbs/02_view/02_viewer.ipynb #dc12eec1
+# %% ../../nbs/02_view/02_viewer.ipynb #58f3cdaa
 class Viewer(anywidget.AnyWidget):
     "Slices of an image with its labels, live in the page; a still picture where no page listens"
-    _esm, _css = (Path(medseg_nb.__path__[0])/'view'/'static'/f'viewer.{kind}' for kind in ('js', 'css'))
+    _esm, _css = (Path(files('medseg_nb')/f'view/static/viewer.{kind}') for kind in ('js', 'css'))
     index = traitlets.List(traitlets.Int()).tag(sync=True)
     window = traitlets.List(traitlets.Float(), minlen=2, maxlen=2).tag(sync=True)
     opacity = traitlets.Float(.35, min=0, max=1).tag(sync=True)
@@ -129,7 +129,7 @@ class Viewer(anywidget.AnyWidget):
     def _inside(self, proposal):
         index, shape = proposal['value'], self.image.shape
         if len(index) == len(shape) and all(0 <= i < s for i, s in zip(index, shape)): return index
-        raise traitlets.TraitError(f'Voxel {index} is outside the image; wanted {len(shape)} numbers below {shape}.')
+        raise traitlets.TraitError(f'Voxel {index} is outside the image; wanted one below {shape}.')
 
     @traitlets.validate('window')
     def _ordered(self, proposal):
@@ -137,9 +137,9 @@ class Viewer(anywidget.AnyWidget):
         if low < high: return [low, high]
         raise traitlets.TraitError(f'The window ({low:g}, {high:g}) is empty; wanted low < high.')
 
-# %% ../../nbs/02_view/02_viewer.ipynb #a8f57f94
+# %% ../../nbs/02_view/02_viewer.ipynb #c8b9e0ad
 @patch
-def answer(self:Viewer, widget, content, buffers):
+def answer(self:Viewer, widget, content, buffers): # What ipywidgets hands over
     "The page is ready: send it the voxels"
     if content.get('type') != 'ready': return
     given = (self.mask, 'Mask'), (self.pred, 'Prediction')
