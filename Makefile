@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN    := .venv/bin
 INSTALL = $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e
 NB     ?=
+# Threads that wait must not spin (see medseg_nb/__init__.py)
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lab docs store sync constraints clean
@@ -25,7 +27,7 @@ lab: .venv/.lab  ## JupyterLab on this machine, opened in nbs/
 docs: .venv/.dev  ## The site, from the notebooks and their stored pictures (site/index.html)
 	$(BIN)/python tools/navigation.py
 	$(BIN)/python tools/readme.py
-	$(BIN)/sphinx-build -q -b html -c docs nbs site
+	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs nbs site
 
 store: .venv/.dev  ## Run notebooks and keep their outputs: all, or NB=nbs/06_cnn/04_unet.ipynb
 	$(BIN)/python tools/store.py $(NB)

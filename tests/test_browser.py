@@ -1,4 +1,5 @@
 "The viewer in a real JupyterLab: a server on loopback, headless Chromium, real keys and a real mouse."
+import json
 import os
 import secrets
 import shutil
@@ -36,14 +37,15 @@ v = Viewer(head, brain, pred, classes=("background", "white matter", "core"))
 v'''
 
 
-def notebook(folder):
-    "The notebook to open: MEDSEG_NOTEBOOK, or a tiny one with one viewer"
-    path = folder/'viewer.ipynb'
-    if given := os.environ.get('MEDSEG_NOTEBOOK'): return shutil.copy(root/given, path)
+names = ['viewer.ipynb', *os.environ.get('MEDSEG_NOTEBOOK', 'nbs/13_labs/01_first_look.ipynb').split()]
+
+
+def notebooks(folder):
+    "Lay out what is opened: a tiny notebook with one viewer, and lab 01 or whatever MEDSEG_NOTEBOOK names"
     cells = [nbformat.v4.new_code_cell(c) for c in (first, second)]
     spec = dict(kernelspec=dict(name='python3', display_name='python3'))
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=spec), path)
-    return path
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=spec), folder/names[0])
+    for name in names[1:]: shutil.copy(root/name, folder)
 
 
 def settings(folder):
@@ -61,14 +63,15 @@ def lab(tmp_path_factory):
     home = tmp_path_factory.mktemp('lab')
     work = home/'work'
     work.mkdir()
-    notebook(work)
+    notebooks(work)
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     token = secrets.token_hex(16)
     env = {k: v for k, v in os.environ.items() if not k.startswith('JUPYTER')}
-    env |= dict(HOME=str(home), IPYTHONDIR=str(home/'ipython'), JUPYTER_TOKEN=token, MEDSEG_CACHE=str(cache_dir()),
-                **{f'JUPYTER_{d.upper()}_DIR': str(home/d) for d in ('config', 'data', 'runtime')}, PYTHONPATH=str(root))
+    env |= {f'JUPYTER_{d.upper()}_DIR': str(home/d) for d in ('config', 'data', 'runtime')}
+    env |= dict(HOME=str(home), IPYTHONDIR=str(home/'ipython'), JUPYTER_TOKEN=token,
+                MEDSEG_CACHE=str(cache_dir()), MEDSEG_PROFILE='tiny', PYTHONPATH=str(root))
     log = open(home/'server.log', 'w')
     server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root',
         '--ServerApp.ip=127.0.0.1', f'--ServerApp.port={port}', '--ServerApp.port_retries=0',
@@ -100,18 +103,20 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture(scope='module')
-def page(lab, chromium):
-    "The notebook, opened and run; what the console said is in `page.said`"
+@pytest.fixture(scope='module', params=names, ids=[Path(n).stem for n in names])
+def page(lab, chromium, request):
+    "A notebook, opened and run; `viewer` is its first 3-D viewer, `said` holds the errors of the console"
     page = chromium.new_page(viewport=dict(width=1280, height=900))
-    page.said = []
+    page.said, page.name = [], Path(request.param).name
     page.on('pageerror', lambda e: page.said.append(f'{e}'))
     page.on('console', lambda m: page.said.append(m.text) if m.type == 'error' else None)
-    page.goto(f'{lab["address"]}/lab/tree/viewer.ipynb?token={lab["token"]}&reset')
+    page.goto(f'{lab["address"]}/lab/tree/{page.name}?token={lab["token"]}&reset')
     page.get_by_text('| Idle').wait_for(timeout=90_000)
     page.get_by_role('menuitem', name='Run', exact=True).click()
     page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
-    page.locator('.mnb-canvas').first.wait_for(timeout=240_000)
+    page.viewer = page.locator('.mnb-viewer:has(.mnb-caption)').first
+    page.viewer.wait_for(timeout=240_000)
+    page.viewer.scroll_into_view_if_needed()
     page.wait_for_timeout(1000)
     yield page
     page.close()
@@ -119,17 +124,20 @@ def page(lab, chromium):
 
 @pytest.fixture(scope='module')
 def kernel(lab, page):
-    "Asks the notebook's kernel for the value of an expression about `v`, its first Viewer"
-    client = BlockingKernelClient(connection_file=str(next((lab['home']/'runtime').glob('kernel-*.json'))))
+    "Asks the notebook's kernel for the value of an expression about `v`, its first 3-D Viewer"
+    with urllib.request.urlopen(f'{lab["address"]}/api/sessions?token={lab["token"]}') as reply:
+        sessions = json.load(reply)
+    number, = (s['kernel']['id'] for s in sessions if s['path'] == page.name)
+    client = BlockingKernelClient(connection_file=str(lab['home']/'runtime'/f'kernel-{number}.json'))
     client.load_connection_file()
     client.start_channels()
     client.wait_for_ready(60)
     known = '__import__("ipywidgets").widgets.widget._instances.values()'
-    first_one = f'[o for o in {known} if type(o).__name__ == "Viewer"][0]'
+    solid = f'[o for o in {known} if type(o).__name__ == "Viewer" and len(o.index) == 3][0]'
 
     def ask(expression):
         reply = client.execute('', store_history=False, allow_stdin=False, reply=True, timeout=60,
-                               user_expressions=dict(it=f'(lambda v: {expression})({first_one})'))
+                               user_expressions=dict(it=f'(lambda v: {expression})({solid})'))
         return eval(reply['content']['user_expressions']['it']['data']['text/plain'])
     yield ask
     client.stop_channels()
@@ -146,14 +154,14 @@ def until(check, seconds=15):
 
 def picture(page, n=0):
     "The pixels of a canvas, once it has come to rest"
-    shot = lambda: page.locator('.mnb-canvas').nth(n).evaluate('c => c.toDataURL()')
+    shot = lambda: page.viewer.locator('.mnb-canvas').nth(n).evaluate('c => c.toDataURL()')
     page.wait_for_timeout(150)
     return shot()
 
 
 def middle(page, n=0):
     "Where on the page the middle of a canvas lies"
-    canvas = page.locator('.mnb-canvas').nth(n)
+    canvas = page.viewer.locator('.mnb-canvas').nth(n)
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     return box['x'] + box['width']/2, box['y'] + box['height']/2
@@ -161,23 +169,23 @@ def middle(page, n=0):
 
 def told(page, name):
     "What the status line says under a name"
-    item = page.locator('.mnb-item', has=page.get_by_text(name)).first
+    item = page.viewer.locator('.mnb-item', has=page.get_by_text(name)).first
     return item.inner_text().removeprefix(item.locator('.mnb-label').inner_text()).strip()
 
 
 def test_three_planes(page):
-    captions = page.locator('.mnb-caption').all_inner_texts()
+    captions = page.viewer.locator('.mnb-caption').all_inner_texts()
     assert [c.split()[0] for c in captions] == ['sagittal', 'coronal', 'axial']
     assert len({picture(page, n) for n in range(3)}) == 3
 
 
 def test_key_moves_the_slice(page, kernel):
     was, before, cells = kernel('list(v.index)'), picture(page, 2), page.locator('.jp-Cell').count()
-    page.locator('.mnb-canvas').nth(2).focus()
+    page.viewer.locator('.mnb-canvas').nth(2).focus()
     page.keyboard.press('ArrowUp')
     until(lambda: kernel('list(v.index)') == [*was[:2], was[2] + 1])
     assert picture(page, 2) != before
-    until(lambda: page.locator('.mnb-caption').nth(2).inner_text() == f'axial k = {was[2] + 1}')
+    until(lambda: page.viewer.locator('.mnb-caption').nth(2).inner_text() == f'axial k = {was[2] + 1}')
     for key in ('PageDown', 'h', 'h'): page.keyboard.press(key)
     until(lambda: kernel('v.index[2]') == was[2] - 9)
     assert page.locator('.jp-Cell').count() == cells
@@ -193,14 +201,14 @@ def test_click_moves_all_planes(page, kernel):
 
 
 def test_wheel_only_after_a_click(page, kernel):
-    page.locator('.jp-Cell').first.locator('.cm-content').click()
+    page.evaluate('document.activeElement.blur()')
     x, y = middle(page, 1)
     page.mouse.move(x, y)
     was = kernel('list(v.index)')
     page.mouse.wheel(0, 120)
     page.wait_for_timeout(400)
     assert kernel('list(v.index)') == was
-    page.locator('.mnb-canvas').nth(1).focus()
+    page.viewer.locator('.mnb-canvas').nth(1).focus()
     page.mouse.move(*middle(page, 1))
     page.mouse.wheel(0, -120)
     until(lambda: kernel('v.index[1]') == was[1] + 1)
@@ -243,7 +251,7 @@ def test_readout_is_the_voxel_under_the_pointer(page, kernel):
 def test_python_moves_the_page(page, kernel):
     was = kernel('list(v.index)')
     kernel(f'v.set_trait("index", {[was[0], was[1], was[2] - 3]})')
-    until(lambda: page.locator('.mnb-caption').nth(2).inner_text() == f'axial k = {was[2] - 3}')
+    until(lambda: page.viewer.locator('.mnb-caption').nth(2).inner_text() == f'axial k = {was[2] - 3}')
     before = picture(page, 2)
     kernel('v.set_trait("opacity", .9)')
     until(lambda: picture(page, 2) != before)
@@ -252,7 +260,7 @@ def test_python_moves_the_page(page, kernel):
 def test_layers_can_be_hidden(page):
     full = picture(page, 2)
     for name in ('Mask', 'Fill'):
-        box = page.locator('.mnb-check', has_text=name).locator('input')
+        box = page.viewer.locator('.mnb-check', has_text=name).locator('input')
         box.uncheck()
         assert picture(page, 2) != full
         box.check()
@@ -260,27 +268,31 @@ def test_layers_can_be_hidden(page):
 
 
 def test_narrow_page_stacks_the_planes(page):
-    page.locator('.mnb-viewer').evaluate('e => { e.style.width = "420px" }')
-    until(lambda: page.locator('.mnb-stacked').count() == 1)
-    page.locator('.mnb-viewer').evaluate('e => { e.style.width = "" }')
-    until(lambda: page.locator('.mnb-stacked').count() == 0)
+    page.viewer.evaluate('e => { e.style.width = "420px" }')
+    until(lambda: page.viewer.locator('.mnb-stacked').count() == 1)
+    page.viewer.evaluate('e => { e.style.width = "" }')
+    until(lambda: page.viewer.locator('.mnb-stacked').count() == 0)
 
 
 def test_theme_is_followed(page, lab):
-    paper = lambda: page.locator('.mnb-viewer').evaluate('e => getComputedStyle(e).backgroundColor')
+    paper = lambda: page.viewer.evaluate('e => getComputedStyle(e).backgroundColor')
+    change = "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})"
+    theme = lambda name: page.evaluate(change, name)
     light = paper()
-    page.locator('.mnb-viewer').screenshot(path=lab['home']/'light.png')
-    page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    page.viewer.screenshot(path=lab['home']/f'{page.name}-light.png')
+    theme('JupyterLab Dark')
     until(lambda: paper() != light)
-    page.locator('.mnb-viewer').screenshot(path=lab['home']/'dark.png')
+    page.viewer.screenshot(path=lab['home']/f'{page.name}-dark.png')
+    theme('JupyterLab Light')
+    until(lambda: paper() == light)
 
 
 def test_saved_notebook_keeps_the_picture(page, lab):
     page.evaluate("jupyterapp.commands.execute('docmanager:save')")
-    path = lab['home']/'work'/'viewer.ipynb'
+    path = lab['home']/'work'/page.name
     live = 'application/vnd.jupyter.widget-view+json'
-    outputs = lambda: [o for c in nbformat.read(path, 4).cells for o in c.get('outputs', []) if live in o.get('data', {})]
-    assert 'image/png' in until(outputs)[0]['data']
+    outputs = lambda: [o.get('data', {}) for c in nbformat.read(path, 4).cells for o in c.get('outputs', [])]
+    assert 'image/png' in until(lambda: [data for data in outputs() if live in data])[0]
 
 
 def test_console_is_quiet(page):

@@ -23,7 +23,6 @@ def run(lab:Path, out:Path, **parameters):
     from medseg_nb.core.run import atomic
     os.environ.setdefault('MATPLOTLIBRC', str(root/'tools'/'matplotlibrc'))
     # threads that wait must not spin: two on shared cores were 12x slower than one
-    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
     os.environ['PYTHONPATH'] = os.pathsep.join([str(root), *filter(None, [os.environ.get('PYTHONPATH')])])
     out.mkdir(parents=True, exist_ok=True)
     done = out/lab.name

@@ -226,7 +226,7 @@ def show_errors(
     seen, kinds = labels_in(*layers), [Patch(facecolor=c, label=e) for e, c in ERRORS.items()]
     return page(drawn, size, legend(seen, classes) + (kinds if len(seen) > 1 else kinds[:3]))
 
-# %% ../../nbs/02_view/01_show.ipynb #17a516cc
+# %% ../../nbs/02_view/01_show.ipynb #7af04ec3
 def show_batch(
     x,          # (B,1|3,H,W), or (B,1,D,H,W): of a 3-D item the middle slice is drawn
     y=None,     # Labels (B,*S) or (B,1,*S)
@@ -235,8 +235,8 @@ def show_batch(
     size=2.2,   # Height of a row, inches
 )->plt.Figure:  # Closed: a notebook draws it once
     "The first items of a batch, four a row"
-    x = torch.as_tensor(x)[:n].detach().cpu()
-    y = None if y is None else torch.as_tensor(y)[:n].detach().cpu().reshape(len(x), 1, *x.shape[2:])
+    x = torch.as_tensor(x)[:n]
+    y = None if y is None else torch.as_tensor(y)[:n].reshape(len(x), 1, *x.shape[2:])
     if x.ndim == 5: x, y = (None if v is None else v[:, :, x.shape[2]//2] for v in (x, y))
     masks = [None]*len(x) if y is None else [Volume(m) for m in y]
     found = [pictures(Volume(v), m, title=str(i))[0] for i, (v, m) in enumerate(zip(x, masks))]
