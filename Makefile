@@ -18,7 +18,7 @@ demo: .venv/.lab  ## Install, then train a U-Net on real chest films and look at
 
 test: .venv/.dev  ## Every check: style, notebooks, contracts, oracles, labs, the browser
 	$(BIN)/ruff check
-	MEDSEG_PROFILE=tiny OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n_workers 2
+	MEDSEG_PROFILE=tiny OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
 	MEDSEG_PROFILE=tiny OMP_NUM_THREADS=1 $(BIN)/pytest
 
 lab: .venv/.lab  ## JupyterLab on this machine, opened in nbs/

@@ -247,7 +247,8 @@ def test_decimals_arrive_within_half_a_step(x):
 
 
 def test_nothing_and_infinity_have_a_code():
-    with np.errstate(all='raise'): codes, slope, intercept = encode(np.array([np.nan, np.inf, -np.inf, 1., 3.]))
+    odd = np.array([np.nan, np.inf, -np.inf, 1., 3.])
+    with np.errstate(all='raise'): codes, slope, intercept = encode(odd)
     assert (slope*codes + intercept) == pytest.approx([1, 3, 1, 1, 3])
     assert encode(np.full(3, np.nan))[0].tolist() == [0, 0, 0]
 
