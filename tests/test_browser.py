@@ -189,7 +189,7 @@ def test_key_moves_the_slice(page, kernel):
     until(lambda: kernel('list(v.index)') == [*was[:2], was[2] + 1])
     assert picture(page, 2) != before
     until(lambda: page.viewer.locator('.mnb-caption').nth(2).inner_text() == f'axial k = {was[2] + 1}')
-    for key in ('PageDown', 'h', 'h'): page.keyboard.press(key)
+    for key in ('PageDown', 'h', 'h', 'a'): page.keyboard.press(key)
     until(lambda: kernel('v.index[2]') == was[2] - 9)
     assert active() == cells and any(cells)
 

@@ -161,6 +161,7 @@ class View {
     this.gray = new Uint32Array(2 ** volume.bits)
     this.build()
     for (const name of ['index', 'window', 'opacity']) this.listen(name)
+    this.muffle()
     this.sizer = new ResizeObserver(() => this.resize())
     this.sizer.observe(root)
     this.readIndex(); this.readWindow(); this.readOpacity()
@@ -171,6 +172,18 @@ class View {
     const read = () => this[`read${name[0].toUpperCase()}${name.slice(1)}`]()
     this.model.on(`change:${name}`, read)
     this.stops.push(() => this.model.off(`change:${name}`, read))
+  }
+
+  muffle() {
+    // A letter typed here must not insert or delete cells. JupyterLab passes over a focused element with this attribute,
+    // and it looks before anything inside the page does; so it is set from the window, only for keys without Ctrl and the like
+    const mute = event => {
+      if (!this.root.contains(event.target)) return
+      const free = event.ctrlKey || event.metaKey || event.altKey || event.key === 'Escape' || event.shiftKey && event.key === 'Enter'
+      event.target.toggleAttribute('data-lm-suppress-shortcuts', !free)
+    }
+    window.addEventListener('keydown', mute, true)
+    this.stops.push(() => window.removeEventListener('keydown', mute, true))
   }
 
   close() {
@@ -490,7 +503,7 @@ export default {
   initialize({ model }) { fetchVolume(model) },
 
   render({ model, el }) {
-    const root = element('div', { class: 'mnb-viewer', role: 'group', 'aria-label': 'Slice viewer', 'data-lm-suppress-shortcuts': 'true' })
+    const root = element('div', { class: 'mnb-viewer', role: 'group', 'aria-label': 'Slice viewer' })
     const note = element('div', { class: 'mnb-note', role: 'status' }, 'Waiting for the voxels \u2026')
     root.append(note)
     el.append(root)
