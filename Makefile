@@ -40,7 +40,7 @@ constraints: .venv/.dev  ## Solve constraints.txt anew after a change of setting
 	$(BIN)/uv pip compile -q --universal --python-version 3.10 --all-extras --no-annotate --no-header -o constraints.txt setup.py
 
 clean:  ## Remove what can be made again
-	rm -rf .venv build dist site runs *.egg-info
+	rm -rf .venv build dist site jupyter_execute runs *.egg-info
 
 # The environment: uv where it can reach the user's registry, pip otherwise
 .venv/.uv: constraints.txt

@@ -115,8 +115,10 @@ def test_receipt(tmp_path):
 
 def test_waiting_threads_do_not_spin():
     env = {k: v for k, v in os.environ.items() if k != 'OMP_WAIT_POLICY'}
-    code = 'import medseg_nb, os, sys; assert "torch" not in sys.modules; print(os.environ["OMP_WAIT_POLICY"])'
+    code = ('import medseg_nb, os, sys; assert "torch" not in sys.modules; '
+            'print(os.environ["OMP_WAIT_POLICY"], end="")')
 
     def ask(**more):
-        return subprocess.run([sys.executable, '-c', code], env=env | more, capture_output=True, text=True).stdout.strip()
+        done = subprocess.run([sys.executable, '-c', code], env=env | more, capture_output=True, text=True)
+        return done.stdout
     assert ask() == 'PASSIVE' and ask(OMP_WAIT_POLICY='ACTIVE') == 'ACTIVE'
