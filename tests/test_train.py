@@ -170,6 +170,16 @@ def test_resume_refuses_another_number_of_epochs(tmp_path):
         fit(toy_learner(), 3, cbs=Resume(tmp_path/'r.safetensors'))
 
 
+def test_resume_refuses_a_broken_file(tmp_path):
+    path = tmp_path/'r.safetensors'
+    fit(toy_learner(), 1, cbs=Resume(path))
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ValueError, match='not a whole safetensors file'):
+        fit(toy_learner(), 1, cbs=Resume(path))
+    save_net(unet(width=4, depth=3), path)
+    with pytest.raises(ValueError, match="no note under 'resume'"): fit(toy_learner(), 1, cbs=Resume(path))
+
+
 def test_finished_run_is_not_trained_again(tmp_path):
     learn = toy_learner()
     fit(learn, 2, cbs=Resume(tmp_path/'r.safetensors'))
@@ -204,7 +214,7 @@ def test_full_disk_while_saving_keeps_the_earlier_model(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('how,said', [('truncated', 'not a whole safetensors file'),
                                       ('pickle', 'not a whole safetensors file'),
-                                      ('no note', 'no note how to build'),
+                                      ('no note', 'no note under'),
                                       ('unknown net', "needs the net 'hal9000'")])
 def test_broken_model_files_are_refused(tmp_path, how, said):
     path = tmp_path/'net.safetensors'

@@ -63,7 +63,7 @@ def seg_learner(
     return Learner(dls, net, loss_func=loss, metrics=[PerCase(m) for m in metrics], lr=lr,
                    opt_func=Adam, cbs=StopAtNan())
 
-# %% ../../nbs/05_train/02_learner.ipynb #87a0bd90
+# %% ../../nbs/05_train/02_learner.ipynb #44170efd
 def save_net(
     net:nn.Module, # Made by a registered builder, so that it has `net.spec`
     path,          # Where to; ends in .safetensors
@@ -76,19 +76,23 @@ def save_net(
     weights = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
     with atomic(path) as tmp: save_file(weights, tmp, {'medseg_nb': json.dumps(dict(net.spec, facts=facts))})
 
+def _read(path, key):
+    "(tensors, note) of a safetensors file whose header has a note under `key`"
+    try:
+        with safe_open(path, 'pt') as f:
+            note, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+    except SafetensorError as e:
+        raise ValueError(f"{path} is not a whole safetensors file ({e}); write it again.") from e
+    if key not in note:
+        raise ValueError(f"{path} has weights but no note under {key!r}; "
+                         "wanted a file that save_net or Resume wrote.")
+    return tensors, json.loads(note[key])
+
 def load_net(
     path, # A file that `save_net` wrote
 ):        # (net in eval mode, facts)
     "Rebuild a net and fill in its weights"
-    try:
-        with safe_open(path, 'pt') as f:
-            note, weights = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    except SafetensorError as e:
-        raise ValueError(f"{path} is not a whole safetensors file ({e}); save it again by save_net.") from e
-    if 'medseg_nb' not in note:
-        raise ValueError(f"{path} has weights but no note how to build the net; "
-                         "wanted a file that save_net wrote.")
-    spec = json.loads(note['medseg_nb'])
+    weights, spec = _read(path, 'medseg_nb')
     found = {s.name: s for s in systems('net')}
     if spec['system'] not in found:
         raise ValueError(f"{path} needs the net {spec['system']!r}, which this version does not have; "
@@ -97,22 +101,51 @@ def load_net(
     net.load_state_dict(weights)
     return net.eval(), spec['facts']
 
-# %% ../../nbs/05_train/02_learner.ipynb #a81b04a9
+# %% ../../nbs/05_train/02_learner.ipynb #023a485f
 def _random_state(dls):
     "The state of every generator that training draws from, as plain lists"
     numpy = np.random.get_state()
     return dict(python=random.getstate(), numpy=[numpy[0], numpy[1].tolist(), *numpy[2:]],
-                torch=torch.get_rng_state().tolist(), loaders=[dl.rng.getstate() for dl in dls.loaders])
+                torch=torch.get_rng_state().tolist(),
+                cuda=[g.tolist() for g in torch.cuda.get_rng_state_all()],
+                loaders=[dl.rng.getstate() for dl in dls.loaders])
 
 def _set_random_state(state, dls):
     "Put back what `_random_state` read"
     as_state = lambda s: (s[0], tuple(s[1]), s[2])
     random.setstate(as_state(state['python']))
     np.random.set_state(tuple(state['numpy']))
-    torch.set_rng_state(torch.tensor(state['torch'], dtype=torch.uint8))
+    as_bytes = lambda s: torch.tensor(s, dtype=torch.uint8)
+    torch.set_rng_state(as_bytes(state['torch']))
+    torch.cuda.set_rng_state_all([as_bytes(g) for g in state['cuda']])
     for dl, s in zip(dls.loaders, state['loaders']): dl.rng.setstate(as_state(s))
 
-# %% ../../nbs/05_train/02_learner.ipynb #d36bd290
+# %% ../../nbs/05_train/02_learner.ipynb #5e88140c
+def _take_state(learn, rows):
+    "(tensors, note): all that the next epoch depends on; `rows` are the recorder's values so far"
+    state, hypers = learn.opt.state_dict().values()
+    seen = learn.recorder
+    tensors = {f'model.{k}': v for k, v in learn.model.state_dict().items()}
+    tensors |= {'smooth': seen.smooth_loss.val}
+    tensors |= {f'opt.{i}.{k}': v for i, s in enumerate(state) for k, v in s.items() if torch.is_tensor(v)}
+    note = dict(epoch=learn.epoch + 1, n_epoch=learn.n_epoch, rows=rows, hypers=list(hypers),
+                random=_random_state(learn.dls),
+                opt=[{k: v for k, v in s.items() if not torch.is_tensor(v)} for s in state],
+                lrs=seen.lrs, losses=[float(l) for l in seen.losses], count=seen.smooth_loss.count)
+    return {k: v.cpu().contiguous().clone() for k, v in tensors.items()}, note
+
+def _put_state(learn, tensors, note):
+    "Put back what `_take_state` took, but for the random states"
+    learn.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith('model.')})
+    state, where = [dict(s) for s in note['opt']], next(learn.model.parameters()).device
+    for k, v in tensors.items():
+        if k.startswith('opt.'): state[int(k.split('.')[1])][k.split('.')[2]] = v.to(where)
+    learn.opt.load_state_dict(dict(state=state, hypers=note['hypers']))
+    seen = learn.recorder
+    seen.lrs, seen.losses = note['lrs'], note['losses']
+    seen.smooth_loss.count, seen.smooth_loss.val = note['count'], tensors['smooth']
+
+# %% ../../nbs/05_train/02_learner.ipynb #e8800955
 class Resume(Callback):
     "Write everything after each whole epoch; start from there when the file is already there"
     order = 60
@@ -122,23 +155,13 @@ class Resume(Callback):
 
     def before_fit(self):
         self.start, self.rows = 0, []
-        try: f = safe_open(self.path, 'pt')
+        try: tensors, note = _read(self.path, 'resume')
         except FileNotFoundError: return
-        note = json.loads(f.metadata()['resume'])
         if note['n_epoch'] != self.n_epoch:
             raise ValueError(f"{self.path} belongs to a run of {note['n_epoch']} epochs, but this one has "
                              f"{self.n_epoch}; ask for the same number, or delete the file to start over.")
-        tensors = {k: f.get_tensor(k) for k in f.keys()}
-        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith('model.')})
-        state = [dict(s) for s in note['opt']]
-        for k, v in tensors.items():
-            if k.startswith('opt.'): state[int(k.split('.')[1])][k.split('.')[2]] = v
-        self.opt.load_state_dict(dict(state=state, hypers=note['hypers']))
-        self.start, self.rows = note['epoch'], note['rows']
-        self.recorder.lrs, self.recorder.losses = note['lrs'], note['losses']
-        smooth = self.recorder.smooth_loss
-        smooth.count, smooth.val = note['count'], tensors['smooth']
-        self.random = note['random']
+        _put_state(self.learn, tensors, note)
+        self.start, self.rows, self.random = note['epoch'], note['rows'], note['random']
 
     def before_epoch(self):
         if self.epoch < self.start:
@@ -149,15 +172,5 @@ class Resume(Callback):
     def after_epoch(self):
         if self.epoch < self.start: return
         self.rows.append(list(self.learn.final_record))
-        state, hypers = self.opt.state_dict().values()
-        smooth = self.recorder.smooth_loss
-        tensors = {f'model.{k}': v for k, v in self.model.state_dict().items()} | {'smooth': smooth.val}
-        tensors |= {f'opt.{i}.{k}': v for i, s in enumerate(state)
-                    for k, v in s.items() if torch.is_tensor(v)}
-        tensors = {k: v.cpu().contiguous().clone() for k, v in tensors.items()}
-        note = dict(epoch=self.epoch + 1, n_epoch=self.n_epoch, rows=self.rows,
-                    hypers=list(hypers), count=smooth.count,
-                    opt=[{k: v for k, v in s.items() if not torch.is_tensor(v)} for s in state],
-                    lrs=self.recorder.lrs, losses=[float(l) for l in self.recorder.losses],
-                    random=_random_state(self.dls))
+        tensors, note = _take_state(self.learn, self.rows)
         with atomic(self.path) as tmp: save_file(tensors, tmp, {'resume': json.dumps(note)})

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['pad_to_fit', 'bell', 'starts', 'slide', 'Predictor']
 
-# %% ../../nbs/05_train/03_predict.ipynb #426e5740
+# %% ../../nbs/05_train/03_predict.ipynb #e0e3fe2e
 import itertools, math
 
 import torch
-from torch import Tensor, nn
 import torch.nn.functional as F
+from fastcore.basics import patch
+from torch import Tensor, nn
 
 from ..core.run import device
 from ..data.loaders import prepare
@@ -65,51 +66,64 @@ def slide(
         total[at] += weight
     return out/total
 
-# %% ../../nbs/05_train/03_predict.ipynb #f94d55ea
+# %% ../../nbs/05_train/03_predict.ipynb #7676cee1
 class Predictor:
     "A network as a segmenter: Volume in, label Volume on the same grid out"
     def __init__(self,
-        net:nn.Module,          # (B,C,*S) -> (B,K,*S) logits
+        net:nn.Module,            # (B,C,*S) -> (B,K,*S) logits
         size:tuple|int|None=None, # Resize images to this, as in training; None keeps their own grid
-        window:tuple|None=None, # Slide a window of these voxels; None takes the image whole
-        overlap:float=.5,       # Part of a window that the next one covers again
-        classes=(),             # Class names, background first
+        window:tuple|None=None,   # Slide a window of these voxels; None takes the image whole
+        overlap:float=.5,         # Part of a window that the next one covers again
+        classes=(),               # Class names, background first
     ):
         self.net, self.size, self.window = net, size, window
         self.overlap, self.classes = overlap, list(classes)
 
-    @torch.no_grad()
-    def logits(self,
-        volume:Volume, # The patient's image
-    )->Tensor:         # (K, *S) on the patient's grid
-        "What the network says before a class is chosen"
-        was_training = self.net.training
-        x = prepare(volume, self.size or volume.shape)[None].to(device())
-        net = self.net.eval().to(x.device)
-        try:
-            if self.window: out = slide(net, x, self.window, self.overlap)
-            else:
-                out = net(pad_to_fit(x, getattr(net, 'divisor', 1)))[(..., *(slice(s) for s in x.shape[2:]))]
-        finally: net.train(was_training)
-        if out.shape[2:] != volume.shape:
-            out = F.interpolate(out, volume.shape, mode='bilinear' if volume.ndim == 2 else 'trilinear')
-        return out[0].float().cpu()
+# %% ../../nbs/05_train/03_predict.ipynb #e4995047
+@patch
+@torch.no_grad()
+def logits(self:Predictor,
+    volume:Volume, # The patient's image
+)->Tensor:         # (K, *S) on the patient's grid
+    "What the network says before a class is chosen"
+    was_training = self.net.training
+    x = prepare(volume, self.size or volume.shape)[None].to(device())
+    net = self.net.eval().to(x.device)
+    try:
+        if self.window: out = slide(net, x, self.window, self.overlap)
+        else: out = net(pad_to_fit(x, getattr(net, 'divisor', 1)))[(..., *(slice(s) for s in x.shape[2:]))]
+    finally: net.train(was_training)
+    if out.shape[2:] != volume.shape:
+        out = F.interpolate(out, volume.shape, mode='bilinear' if volume.ndim == 2 else 'trilinear')
+    return out[0].float().cpu()
 
-    def probs(self, volume:Volume)->Volume: # K channels that sum to 1 in each voxel
-        "Probability of each class"
-        return volume.new(self.logits(volume).softmax(0))
+# %% ../../nbs/05_train/03_predict.ipynb #ff070d86
+@patch
+def probs(self:Predictor,
+    volume:Volume, # The patient's image
+)->Volume:         # K channels that sum to 1 in each voxel
+    "Probability of each class"
+    return volume.new(self.logits(volume).softmax(0))
 
-    def __call__(self, volume:Volume)->Volume: # One channel of integer labels
-        "The most probable class of each voxel"
-        return volume.new(self.logits(volume).argmax(0, keepdim=True).to(torch.uint8))
+@patch
+def __call__(self:Predictor,
+    volume:Volume, # The patient's image
+)->Volume:         # One channel of integer labels
+    "The most probable class of each voxel"
+    return volume.new(self.logits(volume).argmax(0, keepdim=True).to(torch.uint8))
 
-    def save(self, path):
-        "Write the network and how to use it, atomically and without pickle"
-        save_net(self.net, path, size=self.size, window=self.window, overlap=self.overlap,
-                 classes=self.classes)
+# %% ../../nbs/05_train/03_predict.ipynb #a888a40d
+@patch
+def save(self:Predictor,
+    path, # Where to; ends in .safetensors
+):
+    "Write the network and how to use it, atomically and without pickle"
+    save_net(self.net, path, size=self.size, window=self.window, overlap=self.overlap, classes=self.classes)
 
-    @classmethod
-    def load(cls, path):
-        "Read what `save` wrote"
-        net, facts = load_net(path)
-        return cls(net, **facts)
+@patch(cls_method=True)
+def load(cls:Predictor,
+    path, # A file that `save` wrote
+)->Predictor:
+    "Read what `save` wrote"
+    net, facts = load_net(path)
+    return cls(net, **facts)

@@ -28,9 +28,8 @@ function numbers(view, bits) {
 }
 
 function unpack(volume, buffers) {
-  const layers = volume.layers.map((layer, n) => ({ ...layer, labels: numbers(buffers[n + 1], layer.bits), shown: true }))
+  const layers = volume.layers.map((layer, n) => ({ ...layer, labels: numbers(buffers[n + 1], layer.bits) }))
   for (const layer of layers) {
-    layer.tints = new Map()
     layer.byLabel = new Map(layer.classes.map(c => {
       const rgb = c.color.match(/\w\w/g).map(h => parseInt(h, 16))
       return [c.label, { ...c, rgb, ink: (0xff000000 | rgb[2] << 16 | rgb[1] << 8 | rgb[0]) >>> 0 }]
@@ -155,7 +154,9 @@ const signed = x => (x < 0 ? '\u2212' : '') + Math.abs(x).toFixed(1)
 // ---------------------------------------------------------------- the viewer
 
 class View {
-  constructor(model, volume, root) {
+  constructor(model, shared, root) {
+    // The voxels are shared by all views of a model; what is shown, and how, is each view's own
+    const volume = { ...shared, layers: shared.layers.map(layer => ({ ...layer, shown: true, tints: new Map() })) }
     Object.assign(this, { model, volume, root, filled: true, hidden: false, hover: null, stops: [] })
     this.planes = volume.planes.map(plane => ({ ...plane, slice: new Slice(volume, plane.axis), ink: new Ink(), stale: true }))
     this.gray = new Uint32Array(2 ** volume.bits)
