@@ -97,6 +97,14 @@ def test_loss_refuses(y, said):
     with pytest.raises((TypeError, ValueError), match=re.escape(said)): dice_ce(torch.zeros(1, 2, 4, 4), y)
 
 
+def test_losses_count_in_32_bits():
+    g = torch.Generator().manual_seed(0)
+    logits, y = torch.randn(2, 2, 200, 200, generator=g).bfloat16(), torch.randint(0, 2, (2, 200, 200), generator=g)
+    for loss in (cross_entropy, soft_dice, dice_ce):
+        assert loss(logits, y).dtype == torch.float32
+        torch.testing.assert_close(loss(logits, y), loss(logits.double(), y).float())
+
+
 def test_learner_learns_and_reports_dice_per_case():
     learn = toy_learner()
     fit(learn, 8)
@@ -121,6 +129,14 @@ def test_fastai_tools_work_on_the_learner():
     learn.to_bf16() if hasattr(learn, 'to_bf16') else learn.to_fp16()
     fit(learn, 1)
     assert all(torch.isfinite(p).all() for p in learn.model.parameters())
+
+
+def test_half_precision_logits_train():
+    learn, kinds = toy_learner(), set()
+    learn.model.register_forward_hook(lambda m, x, out: kinds.add(out.dtype))
+    with torch.autocast('cpu', dtype=torch.bfloat16, cache_enabled=False): fit(learn, 8)
+    assert kinds == {torch.bfloat16} and learn.recorder.values[-1][2] > .8
+    assert all(p.dtype == torch.float32 for p in learn.model.parameters())
 
 
 def test_nan_stops_training_and_names_the_cases():

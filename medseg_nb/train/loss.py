@@ -26,16 +26,21 @@ def check(
                          f"since the net has {logits.shape[1]} classes; raise c_out or remap the labels.")
     return y >= 0
 
-# %% ../../nbs/05_train/01_loss.ipynb #0e600216
+# %% ../../nbs/05_train/01_loss.ipynb #55534fa9
+def _wide(logits):
+    "Logits of 16 bits in 32; wider ones as they are"
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+# %% ../../nbs/05_train/01_loss.ipynb #072f96fa
 def cross_entropy(
     logits:Tensor, # (B, K, *S)
     y:Tensor,      # (B, *S) int64, -1 where nobody looked
 )->Tensor:         # Scalar, in nats per pixel
     "Mean surprise per labeled pixel"
     seen = check(logits, y)
-    return F.cross_entropy(logits, y, ignore_index=-1, reduction='sum') / seen.sum().clamp(min=1)
+    return F.cross_entropy(_wide(logits), y, ignore_index=-1, reduction='sum') / seen.sum().clamp(min=1)
 
-# %% ../../nbs/05_train/01_loss.ipynb #f8d68b28
+# %% ../../nbs/05_train/01_loss.ipynb #979e2fd4
 def soft_dice(
     logits:Tensor,       # (B, K, *S)
     y:Tensor,            # (B, *S) int64, -1 where nobody looked
@@ -43,7 +48,7 @@ def soft_dice(
 )->Tensor:               # Scalar in 0..1; 0 is perfect
     "One minus the Dice of probabilities, mean over the classes that are not background"
     seen = check(logits, y).unsqueeze(1)
-    p = logits.softmax(1) * seen
+    p = _wide(logits).softmax(1) * seen
     t = torch.zeros_like(p).scatter_(1, y.clamp(min=0).unsqueeze(1), 1) * seen
     space = [0, *range(2, p.ndim)]
     score = (2*(p*t).sum(space) + smooth) / (p.sum(space) + t.sum(space) + smooth)
