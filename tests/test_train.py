@@ -99,7 +99,8 @@ def test_loss_refuses(y, said):
 
 def test_losses_count_in_32_bits():
     g = torch.Generator().manual_seed(0)
-    logits, y = torch.randn(2, 2, 200, 200, generator=g).bfloat16(), torch.randint(0, 2, (2, 200, 200), generator=g)
+    logits = torch.randn(2, 2, 200, 200, generator=g).bfloat16()
+    y = torch.randint(0, 2, (2, 200, 200), generator=g)
     for loss in (cross_entropy, soft_dice, dice_ce):
         assert loss(logits, y).dtype == torch.float32
         torch.testing.assert_close(loss(logits, y), loss(logits.double(), y).float())
