@@ -55,5 +55,5 @@ clean:  ## Remove what can be made again
 	@touch $@
 
 .venv/.dev: .venv/.lab
-	$(INSTALL) '.[lab,docs,test,dev]' || $(BIN)/pip install -q -c constraints.txt -e '.[lab,docs,test,dev]'
+	$(INSTALL) '.[dicom,lab,docs,test,dev]' || $(BIN)/pip install -q -c constraints.txt -e '.[dicom,lab,docs,test,dev]'
 	@touch $@
