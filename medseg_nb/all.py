@@ -12,10 +12,11 @@ from medseg_nb.core.run import atomic, cache_dir, clock, device, pick, profile, 
 from medseg_nb.core.system import card, system, systems
 from medseg_nb.data.case import Case, split
 from medseg_nb.data.files import load, save
+from medseg_nb.data.grid import same_grid
 from medseg_nb.data.loaders import dataloaders, prepare
 from medseg_nb.data.phantom import phantom
 from medseg_nb.data.sets import cases, sets
-from medseg_nb.data.volume import Volume, same_grid
+from medseg_nb.data.volume import Volume
 from medseg_nb.metrics.evaluate import evaluate, summary
 from medseg_nb.metrics.overlap import dice, iou, precision, sensitivity, specificity
 from medseg_nb.train.learner import Resume, load_net, save_net, seg_learner

@@ -55,3 +55,14 @@ def best_split(counts, fractions):
     target, parts = np.array(fractions)*sum(counts), range(len(fractions))
     ways = (w for w in product(parts, repeat=len(counts)) if len(set(w)) == len(fractions))
     return min(abs(np.bincount(w, weights=counts, minlength=len(fractions)) - target).sum() for w in ways)
+
+
+def balls_by_loops(like, centers, diameters):
+    "1 where a voxel's center lies in a ball, or is the nearest to its middle; every voxel asked in turn"
+    out = np.zeros(like.shape, np.uint8)
+    for center, d in zip(centers, diameters):
+        for i in np.ndindex(*like.shape):
+            if np.linalg.norm(like.affine[:3, :3]@i + like.affine[:3, 3] - center) <= d/2: out[i] = 1
+        nearest = tuple(int(x) for x in np.round(np.linalg.solve(like.affine, [*center, 1.])[:3]))
+        if all(0 <= k < n for k, n in zip(nearest, like.shape)): out[nearest] = 1
+    return out

@@ -1,5 +1,7 @@
 "Cases and splits."
+import warnings
 from dataclasses import FrozenInstanceError
+from itertools import product
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ from grids import every_dtype, image, often, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import best_split
+from sklearn.model_selection import StratifiedGroupKFold
 
-from medseg_nb.data.case import Case, split
+from medseg_nb.data.case import Case, folds, split
 from medseg_nb.data.volume import Volume
 
 labels = torch.arange(120).reshape(1, 6, 5, 4)%3
@@ -86,3 +89,88 @@ def test_bad_fractions(fractions):
 
 def test_too_few_patients():
     with pytest.raises(ValueError, match='2 patients cannot fill 3'): split(album([50, 50]))
+
+
+def test_the_repair_is_told_by_the_image():
+    at = np.indices((40, 32))
+    organ = ((at[0] - 14)**2 + (at[1] - 19)**2 < 70).astype(np.uint8)
+    gray = Volume((50*organ + at[0]*.3 + np.random.default_rng(0).normal(0, 3, organ.shape))[None])
+    mask = gray.new(torch.from_numpy(organ)[None])
+    with pytest.raises(ValueError, match=r"^Case 'a': .*flip: .*image\.new\(mask\.data\).*check_pair"):
+        Case('a', gray, Volume(mask.data, mask.flip(0).affine))
+    with pytest.raises(ValueError, match=r'The headers are right: mask\.resample\(like=image, order=0\)'):
+        Case('a', gray, mask.flip(0))
+    with pytest.raises(ValueError, match='shape: 2 axes of space against 3'):
+        Case('a', gray, Volume(torch.zeros(1, 4, 4, 4)))
+
+
+def stratified(counts, groups):
+    return [Case(f'{p}/{i}', image, meta=dict(patient=p, site=g))
+            for p, (n, g) in enumerate(zip(counts, groups)) for i in range(n)]
+
+
+def unevenness(valids, cases):
+    "Sum over folds, groups and all cases of squared shares"
+    total = 0
+    for g in {None} | {c.meta['site'] for c in cases}:
+        n = [sum(g in (None, c.meta['site']) for c in v) for v in valids]
+        total += (np.array(n)/sum(n))@(np.array(n)/sum(n))
+    return total
+
+
+@often
+@given(st.lists(st.tuples(st.integers(1, 12), st.sampled_from('AAAB')), min_size=5, max_size=40),
+       st.integers(2, 5), seeds)
+def test_folds(patients, k, seed):
+    cases = stratified(*zip(*patients))
+    parts = folds(cases, k, seed, by='site')
+    assert len(parts) == k and sorted(c.id for _, v in parts for c in v) == sorted(c.id for c in cases)
+    for train, valid in parts:
+        assert valid and train and not {c.patient for c in train} & {c.patient for c in valid}
+        assert [c for c in cases if c in train
+                or c in valid] == cases and len(train) + len(valid) == len(cases)
+    ids = [{c.id for c in v} for _, v in parts]
+    assert [{c.id for c in v} for _, v in folds(cases[::-1], k, seed, by='site')] == ids
+    assert [{c.id for c in v} for _, v in folds(cases, k, seed, by=lambda c: c.meta['site'])] == ids
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(1, 12), st.sampled_from('AAAB')), min_size=12, max_size=40), seeds)
+def test_folds_are_no_less_even_than_scikit_learns(patients, seed):
+    counts, groups = zip(*patients)
+    cases = stratified(counts, groups)
+    ours = unevenness([v for _, v in folds(cases, 4, seed, by='site')], cases)
+    theirs = StratifiedGroupKFold(4, shuffle=True, random_state=seed%2**31)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        held = list(theirs.split(cases, [c.meta['site'] for c in cases], [c.patient for c in cases]))
+    assert ours <= unevenness([[cases[i] for i in v] for _, v in held], cases) + .02
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(1, 9), st.sampled_from('AB')), min_size=4, max_size=7), seeds)
+def test_folds_are_near_the_best(patients, seed):
+    cases = stratified(*zip(*patients))
+    best = min(unevenness([[c for c in cases if way[c.patient] == f] for f in range(3)], cases)
+               for way in product(range(3), repeat=len(patients)) if len(set(way)) == 3)
+    assert unevenness([v for _, v in folds(cases, 3, seed, by='site')], cases) <= best*1.15 + 1e-9
+
+
+def test_folds_of_a_rare_group():
+    cases = stratified([3]*50, ['B' if p < 5 else 'A' for p in range(50)])
+    valids = [v for _, v in folds(cases, 5, by='site')]
+    assert [sum(c.meta['site'] == 'B' for c in v) for v in valids] == [3]*5 and {len(v)
+                                                                                 for v in valids} == {30}
+    assert len({tuple(c.id for c in folds(cases, 5, seed=s, by='site')[0][1]) for s in range(10)}) == 10
+    assert {len(v) for _, v in folds(cases, 5)} == {30}
+
+
+@pytest.mark.parametrize('k', [0, 1, 5, -2])
+def test_bad_number_of_folds(k):
+    with pytest.raises(ValueError, match='folds of 4 patients'): folds(album([1]*4), k)
+
+
+def test_folds_by_a_missing_key():
+    with pytest.raises(ValueError, match="Case '1/0' has no 'site'"):
+        folds([Case('0/0', image, meta=dict(site='A')), Case('1/0', image)], 2, by='site')
+    with pytest.raises(ValueError, match='folds of 0 patients'): folds([], 2)

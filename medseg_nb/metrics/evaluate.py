@@ -19,7 +19,8 @@ from fastcore.basics import listify
 from fastprogress import progress_bar
 from scipy.stats import bootstrap
 
-from ..data.volume import Volume, grid_difference
+from ..data.grid import grid_difference
+from ..data.volume import Volume
 from .overlap import dice, label_array
 
 # %% ../../nbs/03_metrics/03_evaluate.ipynb #f7133d92

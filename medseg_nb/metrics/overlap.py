@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..data.volume import Volume, grid_difference
+from ..data.grid import grid_difference
+from ..data.volume import Volume
 
 # %% ../../nbs/03_metrics/01_overlap.ipynb #cbb435c1
 def label_array(

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from ..data.case import Case
-from ..data.volume import Volume, grid_difference
+from ..data.grid import grid_difference
+from ..data.volume import Volume
 
 # %% ../../nbs/02_view/00_plane.ipynb #e3f9b504
 AXES, PLANES = ('LR', 'PA', 'IS'), ('sagittal', 'coronal', 'axial')
