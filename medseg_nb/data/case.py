@@ -88,12 +88,12 @@ def split(
     home = min((_deal(p, sizes, share*len(cases)) for p in shuffles), key=lambda deal: deal[0])[1]
     return [[c for c in cases if home[c.patient] == part] for part in range(len(share))]
 
-# %% ../../nbs/01_data/03_case.ipynb #6b69c7c1
+# %% ../../nbs/01_data/03_case.ipynb #6cff1327
 def _brings(cases, by):
     "Patients in order, and for each its share of every group and of all cases: (patients, groups + 1)"
     def group(c):
         if by is None or callable(by): return by and by(c)
-        if by not in c.meta: raise ValueError(f'Case {c.id!r} has no {by!r} in its meta; every case wants it.')
+        if by not in c.meta: raise ValueError(f'Case {c.id!r} has no {by!r} in its meta; each wants it.')
         return c.meta[by]
     groups, patients = [group(c) for c in cases], sorted({c.patient for c in cases}, key=str)
     column, row = {g: i for i, g in enumerate(sorted(set(groups), key=repr))}, {p: i for i,
@@ -110,7 +110,7 @@ def _pack(shares, order, k):
         held[fold[i]] += shares[i]
     return (held**2).sum(), fold
 
-# %% ../../nbs/01_data/03_case.ipynb #f54c9c54
+# %% ../../nbs/01_data/03_case.ipynb #cc6582ee
 def folds(
     cases,        # Cases; a patient may have several
     k:int=5,      # Number of folds
@@ -119,7 +119,8 @@ def folds(
 )->list:          # k pairs (train, valid); each patient is in `valid` once, and never on both sides
     "Deal patients into k folds of equal size, and with equal shares of every group"
     patients, shares = _brings(cases, by)
-    if not 2 <= k <= len(patients): raise ValueError(f'{k} folds of {len(patients)} patients; wanted 2 or more.')
+    if not 2 <= k <= len(patients):
+        raise ValueError(f'{k} folds of {len(patients)} patients; wanted 2 at least, and a patient for each.')
     rng, weight = np.random.default_rng(seed), np.linalg.norm(shares, axis=1)
     orders = ((-weight*rng.uniform(.5, 1, len(weight))).argsort() for _ in range(50))
     fold = min((_pack(shares, order, k) for order in orders), key=lambda deal: deal[0])[1]

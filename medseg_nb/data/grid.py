@@ -209,15 +209,15 @@ def _kind(name, differ):
 _ADVICE = {'as the headers say': 'The headers are right: mask.resample(like=image, order=0).',
            'voxel by voxel': 'The voxels match one by one, and a header is wrong: image.new(mask.data).'}
 
-# %% ../../nbs/01_data/02_grid.ipynb #7e97c441
+# %% ../../nbs/01_data/02_grid.ipynb #d259c181
 def check_pair(
     image:Volume, # An image
     mask:Volume,  # Its labels, one channel; -1 where nobody looked
 )->Diagnosis:     # Its `.mask` is on the image's grid, unless unsure
     "Whether a mask lies where it was drawn, by both headers and by the image's edges; and how to repair it"
     if image.ndim != mask.ndim or mask.channels != 1:
-        raise ValueError(f'Got a mask of {mask.channels} channels and {mask.ndim} axes for {image.ndim} image '
-                         'axes; wanted one channel and the same axes.')
+        raise ValueError(f'Got {mask.channels} channels and {mask.ndim} mask axes for {image.ndim} of image; '
+                         'wanted one channel and the same axes.')
     differ, witness = grid_difference(image, mask), _Witness(image, mask)
     found, ways, scores = _verdict(witness, *_ways(image, mask))
     best = found[0]

@@ -209,7 +209,7 @@ def _extent(v, mask):
     reach = abs(np.linalg.inv(v.affine)@mask.affine)[:-1, :-1].sum(1)/2
     return at.min(0) - reach, at.max(0) + reach
 
-# %% ../../nbs/01_data/01_volume.ipynb #da1efa0e
+# %% ../../nbs/01_data/01_volume.ipynb #a7fc4c5d
 @patch
 def crop_to(self:Volume,
     mask:Volume,  # Foreground above 0, on this grid or on another of the same world
@@ -227,7 +227,7 @@ def crop_to(self:Volume,
     stop = np.ceil(high + extra + .5 - 1e-6).clip(max=self.shape).astype(int)
     if (stop <= start).any():
         where = f'voxels {np.round(low, 1)} to {np.round(high, 1)} of {self.shape}'
-        raise ValueError(f'The foreground of the mask lies outside this volume: at {where}. Check both headers.')
+        raise ValueError(f'The foreground of the mask lies outside this volume: {where}. Check headers.')
     return self[tuple(map(slice, start.tolist(), stop.tolist()))]
 
 # %% ../../nbs/01_data/01_volume.ipynb #2e97fdea
