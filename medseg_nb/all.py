@@ -10,12 +10,22 @@ from torch import nn
 
 from medseg_nb.core.run import atomic, cache_dir, clock, device, pick, profile, receipt, seed, threads
 from medseg_nb.core.system import card, system, systems
-from medseg_nb.data.case import Case, split
+from medseg_nb.data.augment import Augment
+from medseg_nb.data.case import Case, folds, split
+from medseg_nb.data.deid import deidentify
+from medseg_nb.data.dicom import read_series
+from medseg_nb.data.dicomseg import read_seg, write_seg
 from medseg_nb.data.files import load, save
-from medseg_nb.data.grid import same_grid
+from medseg_nb.data.grid import check_pair, same_grid
+from medseg_nb.data.leakage import leaks
 from medseg_nb.data.loaders import dataloaders, prepare
 from medseg_nb.data.phantom import phantom
+from medseg_nb.data.rater import rate
+from medseg_nb.data.rtstruct import read_rtstruct
+from medseg_nb.data.sampling import Patches, Slices
+from medseg_nb.data.scanner import scan
 from medseg_nb.data.sets import cases, sets
+from medseg_nb.data.store import store
 from medseg_nb.data.volume import Volume
 from medseg_nb.metrics.evaluate import evaluate, summary
 from medseg_nb.metrics.overlap import dice, iou, precision, sensitivity, specificity

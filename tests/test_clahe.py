@@ -17,7 +17,8 @@ def by_opencv(img, clip, tiles): return cv2.createCLAHE(clip, (tiles, tiles)).ap
 def test_like_opencv(clip, shape, tiles):
     rng = np.random.default_rng(0)
     smooth = cv2.GaussianBlur(rng.integers(0, 256, shape).astype(np.uint8), (0, 0), 3)
-    for img in (rng.integers(0, 256, shape).astype(np.uint8), smooth, rng.integers(60, 70, shape).astype(np.uint8)):
+    for img in (rng.integers(0, 256, shape).astype(np.uint8), smooth,
+                rng.integers(60, 70, shape).astype(np.uint8)):
         got = clahe(torch.from_numpy(img)[None, None].float()/255, clip, tiles)[0, 0]*255
         assert np.abs(got.numpy() - by_opencv(img, clip, tiles)).max() < 1.5
 
@@ -37,7 +38,8 @@ def test_images_and_channels_are_apart():
 
 
 def test_bad_input():
-    for x, words in ((torch.rand(1, 1, 8, 8, 8), 'slice by slice'), (torch.rand(1, 1, 8, 8)*2 + 1, 'wanted 0 to 1'),
+    for x, words in ((torch.rand(1, 1, 8, 8, 8), 'slice by slice'),
+                     (torch.rand(1, 1, 8, 8)*2 + 1, 'wanted 0 to 1'),
                      (torch.rand(1, 1, 4, 8), '8 tiles')):
         with pytest.raises(ValueError, match=words): clahe(x)
     assert torch.isfinite(clahe(torch.zeros(1, 1, 16, 16))).all()

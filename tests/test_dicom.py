@@ -266,9 +266,13 @@ def test_a_slice_without_its_place_is_named(tmp_path, keyword, value):
     with pytest.raises(ValueError, match=rf'other.dcm: {keyword}'): read_series(tmp_path)
 
 
-def test_pixel_spacing_must_be_positive(tmp_path):
-    write(tmp_path/'a.dcm', np.zeros((4, 6), np.int16), PixelSpacing=[0, 1])
-    with pytest.raises(ValueError, match='PixelSpacing|singular'): read_image(tmp_path/'a.dcm')
+@pytest.mark.parametrize('spacing', [[0, 1], [1, 0], [-1, 1]])
+@pytest.mark.parametrize('elements', [{}, dict(ImagePositionPatient=None, ImageOrientationPatient=None)])
+def test_pixel_spacing_must_be_positive(tmp_path, elements, spacing):
+    path = write(tmp_path/'a.dcm', np.zeros((4, 6), np.int16), PixelSpacing=spacing, **elements)
+    with pytest.raises(ValueError, match='a.dcm: PixelSpacing is .*; wanted 2 positive numbers'):
+        read_image(path)
+    with pytest.warns(UserWarning, match='a.dcm: PixelSpacing'): assert series(tmp_path).kind[0] == 'damaged'
 
 
 # numbers
@@ -628,6 +632,62 @@ def test_deep_nesting(tmp_path):
     path.write_bytes(raw[:at] + down*n + up*n + raw[at:])
     try: assert read_image(path).shape == (6, 4, 1)
     except ValueError as e: assert 'a.dcm is damaged' in str(e)
+
+
+@pytest.mark.parametrize('size', ['1e308', '1e-308'])
+@pytest.mark.parametrize('elements', [dict(ImagePositionPatient=None), {}])
+def test_a_pixel_size_that_is_no_size_is_named(tmp_path, elements, size):
+    path = write(tmp_path/'a.dcm', np.zeros((4, 6), np.int16), PixelSpacing=[size, 1], **elements)
+    with pytest.raises(ValueError, match='a.dcm: The affine is singular'): read_image(path)
+
+
+def test_what_is_wrong_in_a_file_of_frames_names_the_file(tmp_path):
+    enhanced(tmp_path/'a.dcm')
+    even = lambda h: abs(h.ImagePositionPatient[0]) != 4
+    with pytest.raises(ValueError, match='a.dcm: slices are missing'):
+        read_image(tmp_path/'a.dcm', where=even)
+    ds = dcmread(tmp_path/'a.dcm')
+    del ds.PerFrameFunctionalGroupsSequence
+    ds.add_new('PerFrameFunctionalGroupsSequence', 'UL', [1]*6)
+    ds.save_as(tmp_path/'a.dcm')
+    for read, at in ((read_image, tmp_path/'a.dcm'), (read_series, tmp_path)):
+        with pytest.raises(ValueError, match='a.dcm .*PerFrame.* is 6 UL; wanted one SQ'): read(at)
+
+
+def swap(path, old, new):
+    "Put other bytes into a file, as many as there were"
+    raw = path.read_bytes()
+    assert raw.count(old) == 1 and len(old) == len(new)
+    path.write_bytes(raw.replace(old, new))
+
+
+@pytest.mark.parametrize('meta, keyword', [(True, 'TransferSyntaxUID'), (False, 'SOPClassUID')])
+def test_a_uid_of_two_values_is_named(tmp_path, meta, keyword):
+    ds = dataset(np.zeros((4, 6), np.int16))
+    if not meta: ds.SeriesInstanceUID = '1.2.3'
+    else: ds.compress(uid.RLELossless)
+    ds.save_as(tmp_path/'a.dcm', enforce_file_format=True)
+    text = str(ds.file_meta.TransferSyntaxUID if meta else ds.SOPClassUID).encode()
+    raw = (tmp_path/'a.dcm').read_bytes()
+    at = raw.rindex(text)
+    (tmp_path/'a.dcm').write_bytes(raw[:at + 7] + b'\\' + raw[at + 8:])
+    assert len(dcmread(tmp_path/'a.dcm').file_meta[keyword].value if meta
+               else dcmread(tmp_path/'a.dcm')[keyword].value) == 2
+    for read in (read_image, dicomfile.header):
+        with pytest.raises(ValueError, match=rf'a.dcm .*{keyword}'): read(tmp_path/'a.dcm')
+    with pytest.raises(ValueError, match=rf'a.dcm .*{keyword}'): read_series(tmp_path)
+
+
+@pytest.mark.parametrize('where', [b'\2\0\2\0UI', b'\x08\0\x16\0UI', b'\x28\0\x10\0US'])
+@pytest.mark.parametrize('vr', [b'\x55\x80', b'\0\0', b'zz', b'SQ', b'US', b'UN', b'OB', b'PN', b'FD'])
+def test_a_damaged_type_of_an_element_is_read_or_named(tmp_path, where, vr):
+    stack(tmp_path, n=3)
+    path = write(tmp_path/'bad.dcm', np.zeros((4, 6), np.int16), ImagePositionPatient=[0, 0, 6])
+    swap(path, where, where[:4] + vr)
+    def whole(read, *args):
+        try: return read(*args)
+        except ValueError as e: assert 'bad.dcm' in str(e), e
+    for args in ((dicomfile.header, path), (read_image, path), (read_series, tmp_path)): whole(*args)
 
 
 def test_series_of_a_damaged_folder_is_a_table_and_a_warning(tmp_path):

@@ -196,6 +196,17 @@ def test_names_that_climb_are_refused(tmp_path, name):
         assert not list(tmp_path.rglob('*.txt'))
 
 
+@pytest.mark.parametrize('name', ['toy/' + 'x'*300 + '.txt', 'toy/' + '\u00e9'*200 + '.txt',
+                                  'toy/' + 'x/'*2500 + 'x.txt'])
+def test_names_that_the_disk_refuses(tmp_path, name):
+    for p in (wheel(tmp_path/'bad.zip', ('toy/a.txt', name)),
+              tar(tmp_path/'bad.tgz', {'toy/a.txt': b'', name: b''})):
+        words = rf'Got in {p.name}: a name of {len(name)} characters, .toy/.*too long.*Nothing was kept'
+        with pytest.raises(ValueError, match=words) as e: unpack(p, ('toy/*',), tmp_path/'out')
+        assert str(tmp_path) not in str(e.value) and len(str(e.value)) < 200
+        assert not (tmp_path/'out').exists()
+
+
 @pytest.mark.parametrize('twin', ['toy/a.txt', 'toy/A.TXT', 'TOY/a.txt', 'toy/a.txt/b.txt', 'toy'])
 def test_names_that_collide_are_refused(tmp_path, twin):
     path = tar(tmp_path/'bad.tgz', {'toy/a.txt': b'1',
@@ -369,6 +380,12 @@ def test_a_full_disk_leaves_nothing(index, toy, monkeypatch):
     monkeypatch.setattr(f, '_copy', full)
     with pytest.raises(OSError, match='No space'): fetch(toy)
     assert files(kept(index)) == []
+
+
+def test_a_disk_that_fails_is_not_the_archives_fault(tmp_path, monkeypatch):
+    def full(*args, **kwargs): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(f, 'open', full, raising=False)
+    with pytest.raises(OSError, match='No space'): f._create(tmp_path/'toy'/'a.txt', 'toy/a.txt')
 
 
 def report(pipe, archive): pipe.send(texts(fetch(archive)))

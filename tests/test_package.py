@@ -36,7 +36,7 @@ def unpacked(tmp_path_factory):
 
 def test_wheel_holds_every_module_and_the_static_files(unpacked):
     here = {p.relative_to(root) for p in (root/'medseg_nb').rglob('*')
-            if p.suffix in ('.py', '.js', '.css') and p.name != '_modidx.py'}
+            if p.suffix in ('.py', '.js', '.css', '.csv') and p.name != '_modidx.py'}
     assert here == {p.relative_to(unpacked) for p in (unpacked/'medseg_nb').rglob('*') if p.is_file()}
     assert any(p.suffix == '.js' for p in here)
 

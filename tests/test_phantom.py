@@ -117,7 +117,8 @@ def test_a_case_like_any_other():
 
 
 @pytest.mark.parametrize('wrong, words', [(dict(kind='liver'), 'wanted one of disk'),
-                                          (dict(dims=4), 'wanted 2 or 3'), (dict(kind='torus'), 'wanted dims=3'),
+                                          (dict(dims=4), 'wanted 2 or 3'),
+                                          (dict(kind='torus'), 'wanted dims=3'),
                                           (dict(dims=3, size=(8, 8)), 'size for each')])
 def test_refused(wrong, words):
     with pytest.raises(ValueError, match=words): phantom(**wrong)
@@ -195,7 +196,8 @@ def test_a_wide_spicule_leaves_out_its_cap(dims):
     center, radii = np.full(dims, 24.) + .1, np.full(dims, 10.)
     axis = np.array([.8, .6, 0][:dims])
     spike, extra = _spicule(center, axis, 10., 1.1, 22.)
-    counted = _paint(np.zeros((120,)*dims, 'uint8'), (.4,)*dims, [_egg(1, center, radii), spike]).sum()*.4**dims
+    counted = _paint(np.zeros((120,)*dims, 'uint8'), (.4,)*dims,
+                     [_egg(1, center, radii), spike]).sum()*.4**dims
     assert math.isclose(counted, _measure(radii) + extra, rel_tol=.004)
 
 
@@ -249,8 +251,9 @@ def test_distances_on_the_grid_converge(kind, dims):
     assert off[1] < off[0] and off[1] < 1.2*40/n, off
 
 
-@pytest.mark.parametrize('wrong, words', [(dict(kind='apart'), "wanted 'grown'"), (dict(by=0), 'more than 0'),
-                                          (dict(by=20), 'at most the radius'), (dict(radius=31), 'do not fit')])
+@pytest.mark.parametrize('wrong, words', [
+    (dict(kind='apart'), "wanted 'grown'"), (dict(by=0), 'more than 0'),
+    (dict(by=20), 'at most the radius'), (dict(radius=31), 'do not fit')])
 def test_pair_refuses(wrong, words):
     with pytest.raises(ValueError, match=words): pair(**wrong)
 

@@ -49,7 +49,8 @@ def test_bias_on_a_ball(bias):
     off = []
     for n in (40, 64):
         c = phantom('disk', 1, 3, n, 0, 60/n)
-        off.append(abs(radius(rate(c, bias=bias).numpy(), 60/n) - c.meta['shapes'][0]['radii'][0] - bias)*n/60)
+        off.append(abs(
+            radius(rate(c, bias=bias).numpy(), 60/n) - c.meta['shapes'][0]['radii'][0] - bias)*n/60)
     assert max(off) < .3, f'off by {off} voxels'
 
 
@@ -61,11 +62,12 @@ def test_nothing_wrong_is_the_truth():
         assert rate(c).data.dtype == c.mask.data.dtype
 
 
-@pytest.mark.parametrize('length, spacing', [(3., (1., 1.)), (6., (.5, 2.)), (4., (1., 1., 1.)), (0., (1., 1.)),
-                                             (40., (1., 1.))])
+@pytest.mark.parametrize('length, spacing', [
+    (3., (1., 1.)), (6., (.5, 2.)), (4., (1., 1., 1.)), (0., (1., 1.)), (40., (1., 1.))])
 def test_field_has_its_length_and_deviation(length, spacing):
     shape = (96,)*2 if len(spacing) == 2 else (40,)*3
-    many = np.stack([random_field(shape, spacing, length, np.random.default_rng(s)) for s in range(80 if length < 40 else 400)])
+    many = np.stack([random_field(shape, spacing, length, np.random.default_rng(s))
+                     for s in range(80 if length < 40 else 400)])
     assert abs(many.mean()) < .05*(1 + length/8) and abs(many.std() - 1) < .06
     if length in (0., 40.): return
     for axis, h in enumerate(spacing):
@@ -84,7 +86,8 @@ def test_trembling_on_a_plane(sd, length, bias):
     half, h = np.zeros((1, 160, 600), np.uint8), .25
     half[:, :80] = 1
     v = Volume(half, np.diag([h, 1., 1]))
-    edge = np.stack([rate(v, s, bias=bias, sd=sd, length=length).numpy()[0].sum(0) - 80. for s in range(24)])*h
+    edge = np.stack([rate(v, s, bias=bias, sd=sd, length=length).numpy()[0].sum(0) - 80.
+                     for s in range(24)])*h
     assert abs(edge.mean() - bias) < .25*sd
     assert abs(math.sqrt(edge.var() - h*h/12)/sd - 1) < .08
     edge -= edge.mean()

@@ -11,7 +11,8 @@ from scipy.stats import poisson, rice
 
 from medseg_nb.data.case import Case, split
 from medseg_nb.data.phantom import phantom
-from medseg_nb.data.scanner import (SCANNERS, Scanner, bias_field, blur, contrast, count_photons, scan, thicker)
+from medseg_nb.data.scanner import (SCANNERS, Scanner, bias_field, blur, contrast, count_photons, scan,
+                                    thicker)
 from medseg_nb.data.volume import Volume
 
 
@@ -129,7 +130,8 @@ def test_the_seed_is_of_the_scan():
     assert a.tobytes() == b.tobytes() != c.tobytes()
     phantoms = phantom('organs', 5, noise=.1)
     rescan = scan(phantom('organs', 5, noise=0), 5, Scanner(noise=.1))
-    noise = [(x.image.numpy() - phantom('organs', 5, noise=0).image.numpy()).ravel() for x in (phantoms, rescan)]
+    noise = [(x.image.numpy() - phantom('organs', 5, noise=0).image.numpy()).ravel()
+             for x in (phantoms, rescan)]
     assert abs(np.corrcoef(*noise)[0, 1]) < .06
 
 
@@ -163,7 +165,8 @@ def test_refused(fault, words):
 
 
 def test_photons_are_drawn_from_the_signal():
-    with pytest.raises(ValueError, match='negative'): count_photons(np.array([-.1]), 4, np.random.default_rng(0))
+    with pytest.raises(ValueError, match='negative'):
+        count_photons(np.array([-.1]), 4, np.random.default_rng(0))
 
 
 def digest(*volumes):

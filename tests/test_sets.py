@@ -161,7 +161,22 @@ def test_a_label_nobody_expected(tmp_path):
     picture(tmp_path/'a.png')
     picture(tmp_path/'a_m.png', 7)
     case, = s.paired(tmp_path, '{id:.}.png', '{id}_m.png', read=partial(s.read_pair, relabel={0: 0, 255: 1}))
-    with pytest.raises(ValueError, match=r'label 7, wanted one of \[0, 255\]'): case.mask
+    with pytest.raises(ValueError, match=r"Case 'a': label 7 in .*a_m.png; wanted one of \[0, 255\]"): case.mask
+
+
+def test_a_rater_with_a_label_nobody_expected(tmp_path):
+    picture(tmp_path/'a.png')
+    for k in (1, 2): picture(tmp_path/f'{k}_a.png', k)
+    case, = s.paired(tmp_path, '{id:.}.png', dict(first='1_{id}.png', second='2_{id}.png'),
+                     read=partial(s.read_pair, relabel={0: 0, 1: 1}))
+    assert case.mask.data.max() == 1
+    with pytest.raises(ValueError, match="Case 'a': label 2 in .*2_a.png"): s.raters(case)
+
+
+def test_a_damaged_file_names_its_case(tmp_path):
+    (tmp_path/'a.png').write_bytes(b'no picture')
+    case, = s.paired(tmp_path, '{id}.png')
+    with pytest.raises(ValueError, match="Case 'a': .*a.png"): case.image
 
 
 def test_channels_share_a_grid(tmp_path):
@@ -340,6 +355,7 @@ def test_chest_ct():
 def test_lungct():
     out = s.cases('lungct')
     assert [c.patient for c in out] == ['pat_1', 'pat_2', 'pat_3', 'pat_4']
+    assert all(set(c.meta) == {'patient', 'modality', 'classes', 'set'} and len(c.files) == 2 for c in out)
     for c, slices in zip(out, (60, 41, 46, 56)):
         assert c.image.shape[2] == slices and c.image.spacing[2] == pytest.approx(3)
         assert c.image.numpy()[c.mask.numpy() > 0].mean() > c.image.numpy()[c.mask.numpy() == 0].mean() - 100

@@ -1,4 +1,4 @@
-"Body sets: points, one JSON, two grids and names of tiny trees in the published layouts; the real sets where they are."
+"Body sets: points, a JSON, two grids and names, on tiny trees in the published layouts; real sets if there."
 import json
 import os
 from collections import Counter
@@ -19,10 +19,10 @@ from medseg_nb.data.volume import Volume
 from oracles import balls_by_loops
 
 SHAPE = (6, 5, 4)
-TASKS = ('Task01_BrainTumour', 'Task02_Heart', 'Task03_Liver', 'Task04_Hippocampus', 'Task05_Prostate', 'Task06_Lung',
-         'Task07_Pancreas', 'Task08_HepaticVessel', 'Task09_Spleen', 'Task10_Colon')
-MINE = ('luna16', *TASKS, 'hippocampus_msd', 'hecktor2021', 'hecktor2022', 'ibsi_sts_lite', 'lits', 'kits19', 'kits23',
-        'segthor', 'prostate')
+TASKS = ('Task01_BrainTumour', 'Task02_Heart', 'Task03_Liver', 'Task04_Hippocampus', 'Task05_Prostate',
+         'Task06_Lung', 'Task07_Pancreas', 'Task08_HepaticVessel', 'Task09_Spleen', 'Task10_Colon')
+MINE = ('luna16', *TASKS, 'hippocampus_msd', 'hecktor2021', 'hecktor2022', 'ibsi_sts_lite', 'lits',
+        'kits19', 'kits23', 'segthor', 'prostate')
 OWN = os.environ.get('MEDSEG_DATA')
 
 
@@ -42,7 +42,8 @@ def put(path, x, where=None):
     "A NIfTI file of an array (*S) or (C,*S)"
     x = np.asarray(x)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return save(Volume(x if x.ndim == 4 else x[None], np.diag([2., 2, 3, 1]) if where is None else where), path)
+    return save(Volume(x if x.ndim == 4 else x[None],
+                       np.diag([2., 2, 3, 1]) if where is None else where), path)
 
 
 def image(value=0., seed=0): return (value + np.random.default_rng(seed).random(SHAPE)).astype('float32')
@@ -80,11 +81,13 @@ def luna_tree(top, lungs):
     ct = Volume(torch.randint(-1000, 400, (1, 20, 24, 16), dtype=torch.int16), where)
     rows = [('1.3.6.1', 8.5, 12.25, -30., 9.), ('1.3.6.1', -7., -5., -24., 4.), ('1.3.6.2', 0., 0., -30., 7.)]
     names = ['seriesuid', 'coordX', 'coordY', 'coordZ', 'diameter_mm']
-    for k, patient in ((0, '1.3.6.1'), (0, '1.3.6.3'), (9, '1.3.6.2')): mhd(top/'luna16'/f'subset{k}'/f'{patient}.mhd', ct)
+    for k, patient in ((0, '1.3.6.1'), (0, '1.3.6.3'), (9, '1.3.6.2')):
+        mhd(top/'luna16'/f'subset{k}'/f'{patient}.mhd', ct)
     pd.DataFrame(rows, columns=names).to_csv(top/'luna16'/'annotations.csv', index=False)
     seg = ct.new(torch.randint(0, 6, ct.data.shape, dtype=torch.uint8))
     if lungs:
-        for patient in ('1.3.6.1', '1.3.6.2', '1.3.6.3'): mhd(top/'luna16'/'seg-lungs-LUNA16'/f'{patient}.mhd', seg)
+        for patient in ('1.3.6.1', '1.3.6.2', '1.3.6.3'):
+            mhd(top/'luna16'/'seg-lungs-LUNA16'/f'{patient}.mhd', seg)
     return ct, seg
 
 
@@ -92,7 +95,8 @@ def luna_tree(top, lungs):
 def test_luna16_points_count_to_the_left_and_the_back(top, lungs):
     ct, seg = luna_tree(top, lungs)
     found = cases('luna16')
-    assert [c.patient for c in found] == ['1.3.6.1', '1.3.6.3', '1.3.6.2'] and found[2].meta['split'] == 'subset9'
+    assert ([c.patient for c in found] == ['1.3.6.1', '1.3.6.3', '1.3.6.2']
+            and found[2].meta['split'] == 'subset9')
     c = found[0]
     truth = balls_by_loops(ct, [(-8.5, -12.25, -30), (7, 5, -24)], [9, 4])
     mask = c.mask.resample(like=ct, order=0).numpy()[0]
@@ -116,7 +120,8 @@ def msd_tree(home, facts):
     put(home/'imagesTr'/'prostate_16.nii.gz', x)
     put(home/'labelsTr'/'prostate_16.nii.gz', m)
     put(home/'imagesTs'/'prostate_08.nii.gz', x)
-    for folder in ('imagesTr', 'labelsTr', 'imagesTs'): (home/folder/'._prostate_16.nii.gz').write_bytes(b'macOS')
+    for folder in ('imagesTr', 'labelsTr', 'imagesTs'):
+        (home/folder/'._prostate_16.nii.gz').write_bytes(b'macOS')
     (home/'dataset.json').write_text(json.dumps(facts))
     return x, m
 
@@ -125,13 +130,15 @@ def msd_tree(home, facts):
 def test_msd_reads_its_json(top, name):
     x, m = msd_tree(top/name, OLD)
     train, test = cases(name)
-    assert (train.patient, train.meta['split'], test.patient, test.meta['split']) == ('prostate_16', 'training', 'prostate_08', 'test')
+    assert (train.patient, train.meta['split'], test.patient, test.meta['split']) == (
+        'prostate_16', 'training', 'prostate_08', 'test')
     assert (train.image.numpy() == x).all() and (train.mask.numpy()[0] == m).all() and test.mask is None
     assert train.meta['modality'] == ('T2', 'ADC') and train.meta['classes'] == ('background', 'PZ', 'TZ')
 
 
-@pytest.mark.parametrize('facts', (OLD, dict(channel_names=OLD['modality'], labels=dict(background=0, PZ=1, TZ=2)),
-                                   dict(channel_names=OLD['modality'], labels=dict(TZ=2, PZ=1, background=0), file_ending='.nii.gz')))
+@pytest.mark.parametrize('facts', (
+    OLD, dict(channel_names=OLD['modality'], labels=dict(background=0, PZ=1, TZ=2)),
+    dict(channel_names=OLD['modality'], labels=dict(TZ=2, PZ=1, background=0), file_ending='.nii.gz')))
 def test_msd_reads_the_files_of_nnunet(top, facts):
     home, x, m = top/'mine', np.stack([image(), image(5)]), labels((0, 1, 2))
     for c in (0, 1): put(home/'imagesTr'/f'p_1_{c:04}.nii.gz', x[c])
@@ -181,9 +188,11 @@ def test_hecktor_lays_the_pet_on_the_ct(top, name, files, site):
     coarse[:3, 3] = -2, -3, -4
     pet = Volume(np.random.default_rng(0).random((1, 9, 8, 7), np.float32), coarse)
     x, m = image(), labels((0, 1))
-    for file, y, where in zip(files, (x, pet.numpy(), m), (None, coarse, None)): put(top/name/f'{file}.nii.gz', y, where)
+    for file, y, where in zip(files, (x, pet.numpy(), m), (None, coarse, None)):
+        put(top/name/f'{file}.nii.gz', y, where)
     c, = cases(name)
-    assert c.meta['site'] == site and c.meta['modality'] == ('CT', 'PET') and c.patient == files[0].split('/')[1].split('_')[0]
+    assert (c.meta['site'] == site and c.meta['modality'] == ('CT', 'PET')
+            and c.patient == files[0].split('/')[1].split('_')[0])
     assert (c.image.numpy()[0] == x).all() and (c.mask.numpy()[0] == m).all()
     like = Volume(x[None], np.diag([2., 2, 3, 1]))
     torch.testing.assert_close(c.image.data[1], pet.resample(like=like).data[0])
@@ -191,9 +200,11 @@ def test_hecktor_lays_the_pet_on_the_ct(top, name, files, site):
 
 def test_ibsi_divides_the_pet(top):
     home = top/'ibsi_sts_lite'
-    for name, value in (('ct', -100), ('pet_x500', 1500), ('mr', 7)): put(home/'STS_001'/f'{name}.nii.gz', np.full(SHAPE, value, 'int16'))
+    for name, value in (('ct', -100), ('pet_x500', 1500), ('mr', 7)):
+        put(home/'STS_001'/f'{name}.nii.gz', np.full(SHAPE, value, 'int16'))
     put(home/'STS_001'/'mask.nii.gz', labels((0, 1)))
-    (home/'manifest_scanners.csv').write_text('patient,modality,manufacturer\nSTS_001,CT,GE\nSTS_001,MR_T1,SIEMENS\n')
+    (home/'manifest_scanners.csv').write_text('patient,modality,manufacturer\n'
+                                              'STS_001,CT,GE\nSTS_001,MR_T1,SIEMENS\n')
     c, = cases('ibsi_sts_lite')
     assert c.image.data[:, 0, 0, 0].tolist() == [-100, 3, 7] and c.meta['vendor'] == 'SIEMENS'
 
@@ -208,7 +219,8 @@ def test_the_real_sarcomas():
         tumor = c.mask.numpy()[0] == 1
         assert tumor.sum() == table.loc[c.patient, 'mask_vox']
         assert c.image.numpy()[1].max() == pytest.approx(table.loc[c.patient, 'suvmax'], abs=.06)
-        assert tumor.sum()*np.prod(c.mask.spacing)/1000 == pytest.approx(table.loc[c.patient, 'tumour_ml'], rel=.01)
+        assert tumor.sum()*np.prod(c.mask.spacing)/1000 == pytest.approx(
+            table.loc[c.patient, 'tumour_ml'], rel=.01)
 
 
 # names
@@ -220,20 +232,24 @@ def test_lits_tells_who_is_in_an_older_set(top, suffix):
         put(top/'lits'/f'segmentation-{n}.{suffix}', labels((0, 1, 2), n))
     found = {int(c.meta['number']): c for c in cases('lits')}
     assert {n for n, c in found.items() if 'group' in c.meta} == {28, 44, 46, 48}
-    assert all((c.mask.numpy()[0] == labels((0, 1, 2), n)).all() and c.image.data.min() >= n for n, c in found.items())
+    assert all((c.mask.numpy()[0] == labels((0, 1, 2), n)).all() and c.image.data.min() >= n
+               for n, c in found.items())
     (top/'lits'/f'segmentation-27.{suffix}').unlink()
     with pytest.raises(FileNotFoundError, match='segmentation-27'): cases('lits')
 
 
-@pytest.mark.parametrize('name, table, top_label', [('kits19', 'kits.json', 2), ('kits23', 'kits23.json', 3)])
+@pytest.mark.parametrize('name, table, top_label', [('kits19', 'kits.json', 2),
+                                                    ('kits23', 'kits23.json', 3)])
 def test_kits_of_two_years(top, name, table, top_label):
     put(top/name/'case_00000'/'imaging.nii.gz', image())
     put(top/name/'case_00000'/'segmentation.nii.gz', labels(range(top_label + 1)))
     put(top/name/'case_00210'/'imaging.nii.gz', image())
-    (top/name/table).write_text(json.dumps([dict(case_id='case_00000', gender='male', age_at_nephrectomy=49)]))
+    (top/name/table).write_text(json.dumps([dict(case_id='case_00000', gender='male',
+                                                 age_at_nephrectomy=49)]))
     a, b = cases(name)
     assert (a.mask.numpy()[0] == labels(range(top_label + 1))).all() and b.mask is None
-    assert (a.meta['sex'], a.meta['age']) == ('male', 49) and 'sex' not in b.meta and len(a.meta['classes']) == top_label + 1
+    assert ((a.meta['sex'], a.meta['age']) == ('male', 49) and 'sex' not in b.meta
+            and len(a.meta['classes']) == top_label + 1)
     (top/name/table).unlink()
     with pytest.raises(FileNotFoundError, match=table): cases(name)
 
@@ -250,7 +266,8 @@ def test_segthor_calls_every_mask_gt(top):
         put(top/'segthor'/f'Patient_{n:02}'/f'Patient_{n:02}.nii.gz', image(n))
         put(top/'segthor'/f'Patient_{n:02}'/'GT.nii.gz', labels(range(5), n))
     a, b = cases('segthor')
-    assert (b.patient, b.image.data.min() >= 2) == ('Patient_02', True) and (b.mask.numpy()[0] == labels(range(5), 2)).all()
+    assert ((b.patient, b.image.data.min() >= 2) == ('Patient_02', True)
+            and (b.mask.numpy()[0] == labels(range(5), 2)).all())
 
 
 def test_prostate_of_six_sites(top):
@@ -258,10 +275,13 @@ def test_prostate_of_six_sites(top):
         put(top/'prostate'/site/'Case00.nii.gz', image(i))
         put(top/'prostate'/site/f'Case00_{word}.nii.gz', labels((0, 1, 2), i))
     found = {c.meta['site']: c for c in cases('prostate')}
-    assert set(found) == {'RUNMC', 'BMC', 'I2CVB', 'UCL', 'BIDMC', 'HK'} and len({c.patient for c in found.values()}) == 6
-    assert (found['BMC'].meta['vendor'], found['BIDMC'].meta['vendor'], found['HK'].meta['vendor']) == ('Philips', 'GE', 'Siemens')
+    assert (set(found) == {'RUNMC', 'BMC', 'I2CVB', 'UCL', 'BIDMC', 'HK'}
+            and len({c.patient for c in found.values()}) == 6)
+    assert (found['BMC'].meta['vendor'], found['BIDMC'].meta['vendor'], found['HK'].meta['vendor']) == (
+        'Philips', 'GE', 'Siemens')
     for i, site in enumerate(s._SITES):
-        assert (found[site].mask.numpy()[0] == (labels((0, 1, 2), i) > 0)).all() and found[site].image.data.min() >= i
+        assert ((found[site].mask.numpy()[0] == (labels((0, 1, 2), i) > 0)).all()
+                and found[site].image.data.min() >= i)
     (top/'prostate'/'BMC'/'Case00_Segmentation.nii.gz').unlink()
     with pytest.raises(FileNotFoundError, match='BMC/Case00_segmentation.nii.gz'): cases('prostate')
 

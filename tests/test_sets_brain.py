@@ -12,7 +12,8 @@ from medseg_nb.data.sets import cases, entry
 from medseg_nb.data.volume import Volume
 
 SHAPE = (5, 6, 4)
-MINE = ('brats2018', 'brats2019', 'brats2020', 'brats2021', 'brats2023', 'isles2022', 'isles2015', 'oasis', 'oasis1')
+MINE = ('brats2018', 'brats2019', 'brats2020', 'brats2021', 'brats2023', 'isles2022', 'isles2015', 'oasis',
+        'oasis1')
 
 
 @pytest.fixture
@@ -25,7 +26,8 @@ def top(tmp_path, monkeypatch):
 def put(path, value, affine=None, shape=SHAPE):
     "A NIfTI file of one value, or of an array"
     x = np.broadcast_to(np.asarray(value), shape)
-    v = Volume(x[None].astype('float32' if x.dtype.kind == 'f' else 'uint8'), np.eye(4) if affine is None else affine)
+    v = Volume(x[None].astype('float32' if x.dtype.kind == 'f' else 'uint8'),
+               np.eye(4) if affine is None else affine)
     path.parent.mkdir(parents=True, exist_ok=True)
     return save(v, path)
 
@@ -49,9 +51,11 @@ def test_brats_by_year(top, name, case, suffix):
     x = brats_tree(top/name/case, suffix)
     c, = cases(name)
     assert c.id == c.patient == Path(case).name
-    assert c.image.data[:, 0, 0, 0].tolist() == [1, 11, 21, 31] and c.meta['modality'] == ('flair', 't1', 't1ce', 't2')
+    assert (c.image.data[:, 0, 0, 0].tolist() == [1, 11, 21, 31]
+            and c.meta['modality'] == ('flair', 't1', 't1ce', 't2'))
     assert (c.mask.numpy()[0] == np.select([x == 4], [3], x)).all()
-    assert c.meta['classes'][3] == 'enhancing tumor' and c.meta.get('grade') == (case[:3] if '/' in case else None)
+    assert (c.meta['classes'][3] == 'enhancing tumor'
+            and c.meta.get('grade') == (case[:3] if '/' in case else None))
 
 
 @pytest.mark.parametrize('renamed', (False, True))
@@ -81,10 +85,12 @@ def test_brats_without_labels_is_an_error(top):
 def test_brats_2023_joins_the_visits_of_a_patient(top):
     for visit in ('BraTS-GLI-00005-000', 'BraTS-GLI-00005-001'):
         home = top/'brats2023'/visit
-        for i, sequence in enumerate(('t2f', 't1n', 't1c', 't2w')): put(home/f'{visit}-{sequence}.nii.gz', float(i))
+        for i, sequence in enumerate(('t2f', 't1n', 't1c', 't2w')):
+            put(home/f'{visit}-{sequence}.nii.gz', float(i))
         put(home/f'{visit}-seg.nii.gz', labels(range(5)))
     a, b = cases('brats2023')
-    assert a.patient == b.patient == 'BraTS-GLI-00005' and (a.meta['visit'], b.meta['visit']) == ('000', '001')
+    assert (a.patient == b.patient == 'BraTS-GLI-00005'
+            and (a.meta['visit'], b.meta['visit']) == ('000', '001'))
     assert a.image.data[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
     assert a.mask.data.max() == 4 and a.meta['classes'][3:] == ('enhancing tumor', 'resection cavity')
 
@@ -117,7 +123,8 @@ def test_isles2022_in_both_layouts(top, flat):
 
 
 def siss_tree(top, patient, number):
-    for i, kind in enumerate(('.XX.O.MR_T2', '.XX.O.MR_T1', '.XX.O.MR_Flair', '.XX.O.MR_DWI', '_3more.XX.XX.OT')):
+    for i, kind in enumerate(('.XX.O.MR_T2', '.XX.O.MR_T1', '.XX.O.MR_Flair', '.XX.O.MR_DWI',
+                              '_3more.XX.XX.OT')):
         name = f'VSD.Brain{kind}.{number + i}'
         put(top/'isles2015'/patient/name/f'{name}.nii', labels((0, 1)) if 'OT' in kind else float(i))
 
@@ -125,7 +132,8 @@ def siss_tree(top, patient, number):
 def test_isles2015_pairs_by_patient(top):
     for patient, number in (('2', 70619), ('10', 70699), ('1', 70613)): siss_tree(top, patient, number)
     found = cases('isles2015')
-    assert [c.patient for c in found] == ['1', '2', '10'] and [c.id for c in found] == ['siss_01', 'siss_02', 'siss_10']
+    assert ([c.patient for c in found] == ['1', '2', '10']
+            and [c.id for c in found] == ['siss_01', 'siss_02', 'siss_10'])
     assert found[2].image.data[:, 0, 0, 0].tolist() == [3, 2, 1, 0] and found[2].mask.data.max() == 1
     gone, = (top/'isles2015'/'2').glob('*Flair*/*.nii')
     gone.unlink()
@@ -135,7 +143,8 @@ def test_isles2015_pairs_by_patient(top):
 def test_oasis_reads_names_from_its_table(top):
     home = top/'oasis'
     home.mkdir()
-    (home/'seg35_labels.txt').write_text('# a comment\n0 Unknown 0 0 0 0\n\n2 Left-Cortex 1 1 1 0\n  9  Right-Cortex 2 2 2 0\n')
+    (home/'seg35_labels.txt').write_text('# a comment\n0 Unknown 0 0 0 0\n\n2 Left-Cortex 1 1 1 0\n'
+                                         '  9  Right-Cortex 2 2 2 0\n')
     x = labels((0, 2, 9))
     for visit in ('MR1', 'MR2'):
         put(home/f'OASIS_OAS1_0001_{visit}'/'aligned_norm.nii.gz', .5)

@@ -33,12 +33,15 @@ def slices(folder, x, names, series='1.2.840.1', modality='CT'):
     "A series; slice k of the array, counted upward, under name k"
     for k, name in enumerate(names):
         d, pixels = Dataset(), x[:, :, k].T.astype('<i2')
-        d.SOPClassUID, d.SOPInstanceUID, d.SeriesInstanceUID, d.StudyInstanceUID = uid.CTImageStorage, f'{series}.{k + 1}', series, '1.2'
-        d.FrameOfReferenceUID, d.Modality, d.InstanceNumber, d.PixelSpacing, d.SliceThickness = '1.9', modality, k + 1, [2, 3], 4
+        (d.SOPClassUID, d.SOPInstanceUID, d.SeriesInstanceUID,
+         d.StudyInstanceUID) = uid.CTImageStorage, f'{series}.{k + 1}', series, '1.2'
+        (d.FrameOfReferenceUID, d.Modality, d.InstanceNumber, d.PixelSpacing,
+         d.SliceThickness) = '1.9', modality, k + 1, [2, 3], 4
         d.ImagePositionPatient, d.ImageOrientationPatient = [10, 20, 4*k], [1, 0, 0, 0, 1, 0]
         (d.Rows, d.Columns), d.SamplesPerPixel, d.PhotometricInterpretation = pixels.shape, 1, 'MONOCHROME2'
         d.BitsAllocated = d.BitsStored = 16
-        d.HighBit, d.PixelRepresentation, d.PixelData, d.RescaleSlope, d.RescaleIntercept = 15, 1, pixels.tobytes(), 1, 0
+        (d.HighBit, d.PixelRepresentation, d.PixelData, d.RescaleSlope,
+         d.RescaleIntercept) = 15, 1, pixels.tobytes(), 1, 0
         d.SeriesNumber, d.PatientID = 1, 'A-001'
         for tag in ('PatientName PatientBirthDate PatientSex StudyID StudyDate StudyTime AccessionNumber '
                     'ReferringPhysicianName').split(): setattr(d, tag, '')
@@ -61,13 +64,15 @@ def test_chaos_ct_pairs_by_name_and_places_by_header(top, order):
     pictures(home/'Ground', 255*m, [f'liver_GT_{k:03}.png' for k in order])
     (home/'Ground'/'._liver_GT_000.png').write_bytes(b'macOS')
     c, = cases('chaos')
-    assert (c.id, c.patient, c.meta['modality'], c.meta['classes']) == ('CT_19', 'CT_19', 'CT', ('background', 'liver'))
+    assert (c.id, c.patient, c.meta['modality'], c.meta['classes']) == (
+        'CT_19', 'CT_19', 'CT', ('background', 'liver'))
     assert (c.image.numpy()[0] == x).all() and (c.mask.numpy()[0] == m).all()
 
 
 @pytest.mark.parametrize('scan', ('T1DUAL', 'T2SPIR'))
 def test_chaos_mr_has_four_grays(top, scan):
-    gray = np.random.default_rng(0).choice([0, 55, 63, 70, 110, 126, 135, 175, 189, 200, 240, 252, 255], SHAPE)
+    gray = np.random.default_rng(0).choice(
+        [0, 55, 63, 70, 110, 126, 135, 175, 189, 200, 240, 252, 255], SHAPE)
     ranges = [(gray > a) & (gray <= b) for a, b in ((54, 70), (109, 135), (174, 200), (239, 255))]
     home, names = top/'chaos'/'MR'/'1'/scan, [f'IMG-0004-{k + 1:05}' for k in range(5)]
     for i, phase in enumerate(('InPhase', 'OutPhase') if scan == 'T1DUAL' else ('',)):
@@ -75,7 +80,8 @@ def test_chaos_mr_has_four_grays(top, scan):
     pictures(home/'Ground', gray, [f'{n}.png' for n in names])
     c, = cases('chaos')
     assert c.id == f'MR_1_{scan}' and c.patient == 'MR_1' and c.meta['modality'] == scan
-    assert c.image.channels == 1 + (scan == 'T1DUAL') and (c.image.numpy()[-1] == labels(900, c.image.channels - 1)).all()
+    assert (c.image.channels == 1 + (scan == 'T1DUAL')
+            and (c.image.numpy()[-1] == labels(900, c.image.channels - 1)).all())
     assert (c.mask.numpy()[0] == np.select(ranges, [1, 2, 3, 4])).all()
     assert c.meta['classes'] == ('background', 'liver', 'right kidney', 'left kidney', 'spleen')
 
@@ -93,7 +99,8 @@ def test_chaos_counts_pictures(top):
 def struct(path, on, outlines):
     "An RTSTRUCT with a square for each name: (corner, corner) in voxels of slice 2"
     d = Dataset()
-    d.SOPClassUID, d.SOPInstanceUID, d.SeriesInstanceUID, d.Modality = uid.RTStructureSetStorage, '1.5.1', '1.5', 'RTSTRUCT'
+    (d.SOPClassUID, d.SOPInstanceUID, d.SeriesInstanceUID,
+     d.Modality) = uid.RTStructureSetStorage, '1.5.1', '1.5', 'RTSTRUCT'
     series, study, frame = Dataset(), Dataset(), Dataset()
     series.SeriesInstanceUID, study.RTReferencedSeriesSequence = on, Sequence([series])
     frame.RTReferencedStudySequence, frame.FrameOfReferenceUID = Sequence([study]), '1.9'
@@ -114,13 +121,16 @@ def struct(path, on, outlines):
 def tcia_tree(top, outlines, on='1.2.840.1', twice=False):
     "Two CT series and an RTSTRUCT"
     home, study = top/'tcia', 'NSCLC/LUNG1-001/09-18-2008-StudyID-NA-69331'
-    rows = [('1.2.840.1', 'CT', '0.000000-NA-82046'), ('1.2.840.7', 'CT', '2.000000-NA-82047'), ('1.5', 'RTSTRUCT', '3.000000-NA-78236')]
+    rows = [('1.2.840.1', 'CT', '0.000000-NA-82046'), ('1.2.840.7', 'CT', '2.000000-NA-82047'),
+            ('1.5', 'RTSTRUCT', '3.000000-NA-78236')]
     slices(home/study/rows[0][2], labels(9), [f'1-{k + 1:03}.dcm' for k in range(5)])
     slices(home/study/rows[1][2], labels(9, 1), [f'1-{k + 1:03}.dcm' for k in range(5)], '1.2.840.7')
     struct(home/study/rows[2][2]/'1-1.dcm', on, outlines)
-    table = pd.DataFrame([{'Series UID': u, 'Collection': 'NSCLC', 'Subject ID': 'LUNG1-001', 'Series Description': 'NA',
-                           'Manufacturer': 'SIEMENS', 'Modality': m, 'File Location': f'.\\{study}\\{p}'.replace('/', '\\') if twice
-                           else f'./{study}/{p}'} for u, m, p in rows])
+    table = pd.DataFrame([{
+        'Series UID': u, 'Collection': 'NSCLC', 'Subject ID': 'LUNG1-001', 'Series Description': 'NA',
+        'Manufacturer': 'SIEMENS', 'Modality': m,
+        'File Location': f'.\\{study}\\{p}'.replace('/', '\\') if twice else f'./{study}/{p}'}
+        for u, m, p in rows])
     table.to_csv(home/'metadata.csv', index=False)
     return home/study
 
@@ -130,8 +140,10 @@ def tcia_tree(top, outlines, on='1.2.840.1', twice=False):
 def test_tcia_outlines_go_to_the_series_they_name(top, on, seed, windows):
     tcia_tree(top, {'Lung': (-.5, 4.5), 'GTV-1': (.5, 2.5)}, on, windows)
     c, = cases('tcia')
-    assert c.patient == 'LUNG1-001' and (c.meta['vendor'], c.meta['site'], c.meta['modality']) == ('SIEMENS', 'NSCLC', 'CT')
-    assert (c.image.numpy()[0] == labels(9, seed)).all() and c.meta['classes'] == ('background', 'GTV-1', 'Lung')
+    assert (c.patient == 'LUNG1-001'
+            and (c.meta['vendor'], c.meta['site'], c.meta['modality']) == ('SIEMENS', 'NSCLC', 'CT'))
+    assert ((c.image.numpy()[0] == labels(9, seed)).all()
+            and c.meta['classes'] == ('background', 'GTV-1', 'Lung'))
     wanted = np.zeros(SHAPE)
     wanted[:5, :5, 2] = 2
     wanted[1:3, 1:3, 2] = 1
@@ -152,11 +164,13 @@ def test_tcia_reads_a_seg(top):
     slices(home/'C'/'A-001'/'study'/'ct', labels(9), [f'1-{k + 1}.dcm' for k in range(5)])
     ct = read_series(home/'C'/'A-001'/'study'/'ct')
     (home/'C'/'A-001'/'study'/'seg').mkdir()
-    path = write_seg(ct.new(torch.from_numpy(m[None].astype('uint8'))), home/'C'/'A-001'/'study'/'seg'/'1-1.dcm',
+    path = write_seg(ct.new(torch.from_numpy(m[None].astype('uint8'))),
+                     home/'C'/'A-001'/'study'/'seg'/'1-1.dcm',
                      sorted((home/'C'/'A-001'/'study'/'ct').glob('*.dcm')), {1: 'Liver', 2: 'Kidney'})
     rows = [('1.2.840.1', 'CT', 'ct'), (dcmread(path).SeriesInstanceUID, 'SEG', 'seg')]
-    pd.DataFrame([{'Series UID': u, 'Collection': 'C', 'Subject ID': 'A-001', 'Series Description': 'x', 'Manufacturer': 'GE',
-                   'Modality': k, 'File Location': f'./C/A-001/study/{p}'} for u, k, p in rows]).to_csv(home/'metadata.csv')
+    pd.DataFrame([{'Series UID': u, 'Collection': 'C', 'Subject ID': 'A-001', 'Series Description': 'x',
+                   'Manufacturer': 'GE', 'Modality': k, 'File Location': f'./C/A-001/study/{p}'}
+                  for u, k, p in rows]).to_csv(home/'metadata.csv')
     c, = cases('tcia')
     assert c.meta['classes'] == ('background', 'Kidney', 'Liver')
     assert (c.mask.numpy()[0] == np.array([0, 2, 1])[m]).all()
@@ -177,7 +191,8 @@ def test_totalsegmentator_numbers_names_alike_in_all(top):
         home = top/'totalsegmentator'/who
         (home/'segmentations').mkdir(parents=True)
         save(Volume(x[None].astype('int16')), home/'ct.nii.gz')
-        for k, name in names.items(): save(Volume((x == k)[None].astype('uint8'), np.eye(4)), home/'segmentations'/f'{name}.nii.gz')
+        for k, name in names.items():
+            save(Volume((x == k)[None].astype('uint8'), np.eye(4)), home/'segmentations'/f'{name}.nii.gz')
         (home/'segmentations'/'._liver.nii.gz').write_bytes(b'macOS')
     (top/'totalsegmentator'/'meta.csv').write_text('\ufeffimage_id;age;gender;institute;study_type;split\n'
                                                    's0001;57;f;C;ct abdomen;train\ns0002;;m;B;ct;test\n')

@@ -1,4 +1,4 @@
-"Heart sets: frames, vendors and contours of tiny trees in the published layouts; the real Sunnybrook slices where they are."
+"Heart sets: frames, vendors and contours, on tiny trees in the published layouts; real Sunnybrook if there."
 import os
 from collections import Counter
 
@@ -35,7 +35,8 @@ def put(path, x):
     return save(Volume(x, np.diag([1.4, 1.4, 8, 1])), path)
 
 
-def labels(values, seed=0, shape=SHAPE): return np.random.default_rng(seed).choice(values, shape).astype('int16')
+def labels(values, seed=0, shape=SHAPE):
+    return np.random.default_rng(seed).choice(values, shape).astype('int16')
 
 
 def acdc_tree(top, part, patient, ed, es, group='DCM'):
@@ -44,7 +45,8 @@ def acdc_tree(top, part, patient, ed, es, group='DCM'):
         put(home/f'{patient}_frame{frame:02}.nii.gz', np.full(SHAPE, frame, 'int16'))
         put(home/f'{patient}_frame{frame:02}_gt.nii.gz', x)
     put(home/f'{patient}_4d.nii.gz', np.zeros((4, *SHAPE), 'int16'))
-    (home/'Info.cfg').write_text(f'ED: {ed}\nES: {es}\nGroup: {group}\nHeight: 184.0\nNbFrame: 30\nWeight: 95.0\n')
+    (home/'Info.cfg').write_text(f'ED: {ed}\nES: {es}\nGroup: {group}\n'
+                                 'Height: 184.0\nNbFrame: 30\nWeight: 95.0\n')
     (home/'MANDATORY_CITATION.md').write_text('')
     return x
 
@@ -53,7 +55,8 @@ def test_acdc_turns_the_chambers_around(top):
     acdc_tree(top, 'testing', 'patient101', 1, 14, 'NOR')
     x = acdc_tree(top, 'training', 'patient001', 1, 12)
     found = cases('acdc')
-    assert [c.id for c in found] == ['patient101_frame01', 'patient101_frame14', 'patient001_frame01', 'patient001_frame12']
+    assert [c.id for c in found] == ['patient101_frame01', 'patient101_frame14',
+                                     'patient001_frame01', 'patient001_frame12']
     assert [c.meta['phase'] for c in found] == ['ED', 'ES']*2 and found[0].meta['group'] == 'NOR'
     c = found[3]
     assert (c.patient, c.meta['split'], c.meta['group']) == ('patient001', 'training', 'DCM')
@@ -77,28 +80,32 @@ def mms_tree(top, rows):
         put(home/f'{code}_sa.nii.gz', np.arange(6, dtype='int16')[:, None, None, None] + x)
         if part != 'Training/Unlabeled': x[ed], x[es] = 1, labels((0, 1, 2, 3))
         put(home/f'{code}_sa_gt.nii.gz', x)
-        table.append({'External code': code, 'VendorName': vendor, 'Vendor': 'A', 'Centre': centre, 'ED': ed, 'ES': es,
-                      'Age': 61, 'Pathology': 'HCM', 'Sex': 'F', 'Height': '', 'Weight': ''})
+        table.append({'External code': code, 'VendorName': vendor, 'Vendor': 'A', 'Centre': centre, 'ED': ed,
+                      'ES': es, 'Age': 61, 'Pathology': 'HCM', 'Sex': 'F', 'Height': '', 'Weight': ''})
     pd.DataFrame(table).to_csv(top/'mms'/'211230_M&Ms_Dataset_information_diagnosis_opendataset.csv')
 
 
 def test_mms_counts_frames_from_zero(top):
-    mms_tree(top, [('Training/Labeled', 'A0S9V9', 'Siemens', 1, 0, 4), ('Validation', 'A5C2D2', 'GE', 4, 5, 2),
-                   ('Training/Unlabeled', 'B1E8Q2', 'GE', 4, 0, 0), ('Testing', 'A1K2P5', 'Canon', 5, 1, 3)])
+    mms_tree(top, [
+        ('Training/Labeled', 'A0S9V9', 'Siemens', 1, 0, 4), ('Validation', 'A5C2D2', 'GE', 4, 5, 2),
+        ('Training/Unlabeled', 'B1E8Q2', 'GE', 4, 0, 0), ('Testing', 'A1K2P5', 'Canon', 5, 1, 3)])
     found = {c.id: c for c in cases('mms')}
-    assert set(found) == {'A0S9V9_ED', 'A0S9V9_ES', 'A5C2D2_ED', 'A5C2D2_ES', 'B1E8Q2_ED', 'A1K2P5_ED', 'A1K2P5_ES'}
+    assert set(found) == {'A0S9V9_ED', 'A0S9V9_ES', 'A5C2D2_ED', 'A5C2D2_ES',
+                          'B1E8Q2_ED', 'A1K2P5_ED', 'A1K2P5_ES'}
     assert {i: c.image.data.unique().tolist() for i, c in found.items()} == dict(
-        A0S9V9_ED=[0], A0S9V9_ES=[4], A5C2D2_ED=[5], A5C2D2_ES=[2], B1E8Q2_ED=[0], A1K2P5_ED=[1], A1K2P5_ES=[3])
+        A0S9V9_ED=[0], A0S9V9_ES=[4], A5C2D2_ED=[5], A5C2D2_ES=[2], B1E8Q2_ED=[0], A1K2P5_ED=[1],
+        A1K2P5_ES=[3])
     es = found['A0S9V9_ES']
     assert (es.mask.numpy()[0] == labels((0, 1, 2, 3))).all() and es.image.data.shape == (1, *SHAPE)
-    assert (es.patient, es.meta['vendor'], es.meta['site'], es.meta['split'], es.meta['phase'], es.meta['age']) == (
-        'A0S9V9', 'Siemens', '1', 'training', 'ES', 61)
+    assert (es.patient, es.meta['vendor'], es.meta['site'], es.meta['split'], es.meta['phase'],
+            es.meta['age']) == ('A0S9V9', 'Siemens', '1', 'training', 'ES', 61)
     assert found['B1E8Q2_ED'].mask is None and found['A5C2D2_ED'].meta['split'] == 'validation'
 
 
 def test_a_frame_that_is_not_there(top):
     movie = put(top/'a_sa.nii.gz', np.zeros((3, *SHAPE), 'int16'))
-    with pytest.raises(ValueError, match='frame 3 asked for; it has 3, counted from 0'): s.read_frame((movie,), None, 3)
+    with pytest.raises(ValueError, match='frame 3 asked for; it has 3, counted from 0'):
+        s.read_frame((movie,), None, 3)
     with pytest.raises(ValueError, match='frame -1'): s.read_frame((movie,), None, -1)
     image, mask = s.read_frame((movie,), None, 2)
     assert image.channels == 1 and mask is None
@@ -111,9 +118,11 @@ def test_mmwhs_names_its_seven_structures(top):
         put(top/'mmwhs'/f'{kind}_train'/f'{kind}_train_1010_label.nii.gz', x)
     put(top/'mmwhs'/'ct_test'/'ct_test_2001_image.nii.gz', np.zeros(SHAPE, 'int16'))
     a, b = cases('mmwhs')
-    assert (a.patient, a.meta['modality'], b.patient, b.meta['modality']) == ('ct_train_1010', 'CT', 'mr_train_1010', 'MR')
-    names = {500: 'left ventricle', 205: 'myocardium', 600: 'right ventricle', 420: 'left atrium', 421: 'left atrium',
-             550: 'right atrium', 820: 'ascending aorta', 850: 'pulmonary artery', 0: 'background'}
+    assert (a.patient, a.meta['modality'], b.patient, b.meta['modality']) == (
+        'ct_train_1010', 'CT', 'mr_train_1010', 'MR')
+    names = {500: 'left ventricle', 205: 'myocardium', 600: 'right ventricle', 420: 'left atrium',
+             421: 'left atrium', 550: 'right atrium', 820: 'ascending aorta', 850: 'pulmonary artery',
+             0: 'background'}
     assert all(a.meta['classes'][k] == names[v] for k, v in zip(a.mask.numpy().ravel(), x.ravel()))
     put(top/'mmwhs'/'ct_train'/'ct_train_1010_label.nii.gz', x + (x == 850))
     with pytest.raises(ValueError, match='851'): cases('mmwhs')[0].mask
@@ -155,7 +164,8 @@ def scd_tree(top, scan='SCD0000101', original='SC-HF-I-1', number='0048'):
 def test_sunnybrook_polygons_are_columns_and_rows(top):
     pixels, corners, drawn = scd_tree(top)
     c, = cases('sunnybrook')
-    assert (c.id, c.patient, c.meta['vendor'], c.meta['sex']) == ('SC-HF-I-01-0048', 'SC-HF-I-01', 'GE', 'Male')
+    assert (c.id, c.patient, c.meta['vendor'], c.meta['sex']) == (
+        'SC-HF-I-01-0048', 'SC-HF-I-01', 'GE', 'Male')
     assert c.image.shape == (50, 40, 1) and c.image.spacing == (1.25, 1.25, 8)
     assert (c.image.numpy()[0, :, :, 0] == pixels.T).all()
     columns_rows = np.stack(np.meshgrid(np.arange(50), np.arange(40), indexing='ij'), -1).reshape(-1, 2)
@@ -191,13 +201,15 @@ def test_sunnybrook_as_pictures(top):
     assert (b.image.numpy() == x).all() and (b.mask.numpy() == (m > 0)).all() and b.image.channels == 1
 
 
-@pytest.mark.skipif(not OWN or not os.path.isdir(f'{OWN}/sunnybrook_cmr'), reason='MEDSEG_DATA/sunnybrook_cmr')
+@pytest.mark.skipif(not OWN or not os.path.isdir(f'{OWN}/sunnybrook_cmr'),
+                    reason='MEDSEG_DATA/sunnybrook_cmr')
 def test_the_real_sunnybrook_slices():
     found = cases('sunnybrook_cmr')
     assert len(found) == 805 and len({c.patient for c in found}) == 45
     assert Counter(c.meta['split'] for c in found) == dict(Train=526, Test=279)
     assert len({c.patient for c in found if c.meta['split'] == 'Train'}) == 30
-    assert Counter(len({c.patient for c in found if c.meta['group'] == g}) for g in ('HF-I', 'HF-NI', 'HYP', 'N')) == {12: 3, 9: 1}
+    assert Counter(len({c.patient for c in found if c.meta['group'] == g})
+                   for g in ('HF-I', 'HF-NI', 'HYP', 'N')) == {12: 3, 9: 1}
     for c in found[::40]:
         assert c.image.data.shape == (1, 256, 256) and c.mask.data.unique().tolist() == [0, 1]
     assert len({c.id for c in found}) == 805

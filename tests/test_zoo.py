@@ -15,7 +15,8 @@ each = pytest.mark.parametrize('name', ANIMALS)
 
 def well(seed, name, i):
     "The healthy patient that case i of a cage was made from"
-    return _patient(f'P{i + 1}', np.random.default_rng([seed, 8, [*ANIMALS].index(name), i + 1]), seed + i + 1)
+    return _patient(f'P{i + 1}', np.random.default_rng([seed, 8, [*ANIMALS].index(name), i + 1]),
+                    seed + i + 1)
 
 
 def pairs(name):

@@ -75,11 +75,19 @@ def _proper(name):
     bad = name.startswith('/') or not name.isprintable() or re.search(r'[\\:]', name)
     return not bad and not {'', '.', '..'} & set(name.split('/'))
 
-# %% ../../nbs/00_core/03_fetch.ipynb #c955db29
+# %% ../../nbs/00_core/03_fetch.ipynb #517f2ccf
+def _create(path, name):
+    "An empty file for a member"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, 'xb')
+    except OSError as e:
+        if e.errno not in (errno.ENAMETOOLONG, errno.EINVAL): raise
+        raise ValueError(f'a name of {len(name)} characters, {name[:40]!r}...: {e.strerror}.') from e
+
 def _copy(opened, path, size, name):
     "Write one member, and not a byte more than it declares"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with opened() as src, open(path, 'xb') as dst:
+    with opened() as src, _create(path, name) as dst:
         left = size
         while piece := src.read(min(left + 1, 1<<20)):
             left -= len(piece)

@@ -56,7 +56,7 @@ class Augment:
     seed:int=42         # All draws follow from it
     calls:int=0         # Number of the next draw
 
-# %% ../../nbs/01_data/29_augment.ipynb #617771e7
+# %% ../../nbs/01_data/29_augment.ipynb #e75f6ce8
 @patch
 def draw(self:Augment,
     batch:int,  # Images
@@ -71,8 +71,9 @@ def draw(self:Augment,
     def lattice(sd, c): return used(torch.randn(batch, c, *(7,)*dims, generator=g)*sd)
     may = torch.tensor([i in [a % dims for a in self.flip] for i in range(dims)])
     return dict(rotate=both(self.rotate, dims*(dims - 1)//2), scale=both(self.scale).exp(),
-                shift=both(self.shift, dims), elastic=lattice(self.elastic, dims), flip=may & (rand(dims) < .5),
-                bias=lattice(self.bias, 1), contrast=both(self.contrast).exp(), gamma=both(self.gamma).exp(),
+                shift=both(self.shift, dims), elastic=lattice(self.elastic, dims),
+                flip=may & (rand(dims) < .5), bias=lattice(self.bias, 1),
+                contrast=both(self.contrast).exp(), gamma=both(self.gamma).exp(),
                 clahe=used(rand()*self.clahe), blur=used(rand()*self.blur), noise=used(rand()*self.noise),
                 lowres=1 + used(rand()*max(self.lowres - 1, 0)), cutout=used(rand(dims)*self.cutout),
                 corner=rand(dims), seed=torch.randint(2**62, (1,), generator=g))
@@ -147,9 +148,10 @@ def _cutout(x, share, corner):
         img[(slice(None), *(slice(i, i + m) for i, m in zip(low, side)))] = img.mean()
     return x
 
-# %% ../../nbs/01_data/29_augment.ipynb #b148e66c
-_CHANGES = dict(bias=(0, _bias), contrast=(1, _contrast), gamma=(1, _gamma), clahe=(0, _clahe),
-                blur=(0, _blur), lowres=(1, _lowres))  # Name -> the value that changes nothing, and the change
+# %% ../../nbs/01_data/29_augment.ipynb #cc843476
+# Name -> the value that changes nothing, and the change
+_CHANGES = dict(bias=(0, _bias), contrast=(1, _contrast), gamma=(1, _gamma),
+                clahe=(0, _clahe), blur=(0, _blur), lowres=(1, _lowres))
 
 def _on(v, nothing): return (v.reshape(len(v), -1) != nothing).any(1).nonzero()[:, 0]
 

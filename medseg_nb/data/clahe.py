@@ -23,7 +23,7 @@ def _scales(tiles, clip):
     h += (level % step == 0) & (level//step < rest)
     return (h.cumsum(1)*(255/n)).round().clamp(max=255)
 
-# %% ../../nbs/01_data/28_clahe.ipynb #8c99fecb
+# %% ../../nbs/01_data/28_clahe.ipynb #e55aa563
 def _between(n, tile, count, device):
     "For n pixels: the tile before, the tile after, and the weight of the one after"
     at = torch.arange(n, device=device)/tile - .5
@@ -36,10 +36,11 @@ def clahe(
     tiles:int=8,      # Tiles along each side
 )->torch.Tensor:      # (B,C,H,W) in 0..1, in 256 levels
     "Contrast-limited adaptive histogram equalization (Zuiderveld, 1994), in the whole numbers of OpenCV"
-    if x.ndim != 4: raise ValueError(f'Got {tuple(x.shape)}; wanted images (B,C,H,W). A volume goes slice by slice.')
+    if x.ndim != 4:
+        raise ValueError(f'Got {tuple(x.shape)}; wanted images (B,C,H,W). A volume goes slice by slice.')
     if x.min() < 0 or x.max() > 1: raise ValueError(f'Got {x.min():.3g} to {x.max():.3g}; wanted 0 to 1.')
     if 2*tiles > min(x.shape[2:]):
-        raise ValueError(f'Got {tiles} tiles for sides of {tuple(x.shape[2:])}; wanted 2 pixels a tile at least.')
+        raise ValueError(f'Got {tiles} tiles for sides of {tuple(x.shape[2:])}; wanted 2 pixels for each.')
     (b, c, h, w), levels = x.shape, (x*255).round()
     uneven = h % tiles > 0 or w % tiles > 0
     th, tw = h//tiles + uneven, w//tiles + uneven

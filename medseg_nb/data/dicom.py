@@ -49,7 +49,7 @@ def _scan(folder, tags=TAGS):
     if not found and not bad: raise FileNotFoundError(f'{folder} holds no DICOM file, nor do its subfolders.')
     return found, bad
 
-# %% ../../nbs/01_data/14_dicom.ipynb #d672537b
+# %% ../../nbs/01_data/14_dicom.ipynb #879d89b3
 def _axes(frame):
     "Unit vectors along a row and down a column, DICOM's LPS"
     o = frame.numbers('ImageOrientationPatient', 6).reshape(2, 3)
@@ -58,6 +58,10 @@ def _axes(frame):
         raise ValueError(f'{frame.path}: ImageOrientationPatient {o.tolist()}; '
                          'wanted unit vectors at right angles.')
     return o/size[:, None]
+
+def _source(slices):
+    "What to call them in a message: their file, or the folder of several"
+    return slices[0].path.parent if len({f.path for f in slices}) > 1 else slices[0].path
 
 def _placed(slices):
     "Whether all say where they lie"
@@ -99,22 +103,22 @@ def series(
     columns = 'kind modality description files size spacing plane spacing_from uid'.split()
     return pd.DataFrame(rows, columns=columns)
 
-# %% ../../nbs/01_data/14_dicom.ipynb #b2f154a0
+# %% ../../nbs/01_data/14_dicom.ipynb #fe5c56ce
 def _alike(slices):
     "Slices that can be stacked: scouts are left out, another size or direction is an error"
-    kept = [f for f in slices if 'LOCALIZER' not in (f.header.get('ImageType') or ())]
+    kept = [f for f in slices if 'LOCALIZER' not in str(f.header.get('ImageType'))]
     if 0 < len(kept) < len(slices):
         warnings.warn(f'{len(slices) - len(kept)} scout images (LOCALIZER) are left out.', stacklevel=4)
         slices = kept
-    keys = np.array([[f.whole('Rows'), f.whole('Columns'), *f.numbers('PixelSpacing', 2), *_axes(f).ravel()]
-                     for f in slices])
+    keys = np.array([[f.whole('Rows'), f.whole('Columns'), *f.numbers('PixelSpacing', 2, positive=True),
+                      *_axes(f).ravel()] for f in slices])
     if np.isclose(keys, keys[0], rtol=1e-3, atol=1e-3).all(): return slices
     kinds = Counter(map(tuple, keys.round(2).tolist()))
-    raise ValueError(f'{slices[0].path.parent}: slices of {len(kinds)} kinds, '
+    raise ValueError(f'{_source(slices)}: slices of {len(kinds)} kinds, '
                      '(rows, columns, spacing, orientation): '
                      f'{dict(kinds)}. Choose by where=, as in where=lambda h: h.Rows == {int(keys[0, 0])}.')
 
-# %% ../../nbs/01_data/14_dicom.ipynb #308575c5
+# %% ../../nbs/01_data/14_dicom.ipynb #0b301f44
 def _clash(slices, at):
     "What to say of different slices in one place"
     values = {k: list(dict.fromkeys(str(f.header.get(k)) for f in slices)) for k in APART}
@@ -122,8 +126,8 @@ def _clash(slices, at):
     differ = '; '.join(f'{k} ({", ".join(v[:6])})' for k, v in apart.items())
     differ = differ or 'nothing that the header says'
     k, v = next(iter(apart.items()), ('InstanceNumber', ['1']))
-    return (f'{len(slices)} different slices lie at {at.round(2).tolist()} mm, {slices[0].path.name} and '
-            f'{slices[1].path.name} for two. They differ in {differ}. Choose by where=, as in '
+    return (f'{_source(slices)}: {len(slices)} different slices lie at {at.round(2).tolist()} mm, '
+            f'{slices[0].path.name} and {slices[1].path.name} for two. They differ in {differ}. Choose by where=, as in '
             f'where=lambda h: str(h.{k}) == {v[0]!r}.')
 
 def _in_order(slices):
@@ -157,11 +161,11 @@ def _step(place, normal, name):
     raise ValueError(f'{name}: steps of {steps.min():.4g} to {steps.max():.4g} mm from slice to slice, or '
                      'slices off their line; wanted even steps, to 5 %. Choose an even part by where=.')
 
-# %% ../../nbs/01_data/14_dicom.ipynb #c5b5348b
+# %% ../../nbs/01_data/14_dicom.ipynb #ef1e6f3e
 def _affine(slices, place):
     "Voxel (column, row, slice) to RAS+ millimeters"
     axes, (down, along) = _axes(slices[0]), slices[0].numbers('PixelSpacing', 2)
-    normal, name = np.cross(*axes), slices[0].path.parent
+    normal, name = np.cross(*axes), _source(slices)
     thick = [x for k in ('SpacingBetweenSlices', 'SliceThickness')
              if (x := slices[0].numbers(k, 1, 0)[0]) > 0]
     step = _step(place, normal, name) if len(place) > 1 else normal*(thick or [1.])[0]
@@ -172,7 +176,7 @@ def _affine(slices, place):
     affine[:3] = np.stack([axes[0]*along, axes[1]*down, step, place[0]], 1)
     return np.diag([-1., -1, 1, 1])@affine
 
-# %% ../../nbs/01_data/14_dicom.ipynb #1d68a037
+# %% ../../nbs/01_data/14_dicom.ipynb #d85e8aa4
 def _volume(slices, where=None, scale=1.):
     "Slices that know their place, stacked"
     slices = [f for f in slices if where is None or where(f.header)]
@@ -183,7 +187,9 @@ def _volume(slices, where=None, scale=1.):
                              'wanted gray slices.')
     slices, place = _in_order(_alike(slices))
     affine = _affine(slices, place)
-    return Volume(torch.from_numpy(voxels(slices, scale)).permute(2, 1, 0)[None], affine)
+    x = torch.from_numpy(voxels(slices, scale)).permute(2, 1, 0)[None]
+    try: return Volume(x, affine)
+    except ValueError as e: raise ValueError(f'{_source(slices)}: {e}') from None
 
 # %% ../../nbs/01_data/14_dicom.ipynb #7e7ddb68
 def read_series(

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['phash', 'leaks']
 
-# %% ../../nbs/01_data/04_leakage.ipynb #63d5f944
+# %% ../../nbs/01_data/04_leakage.ipynb #4e7ff66e
 import hashlib
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.fft import dctn
-from scipy.stats import rankdata
 from torch.nn import functional as F
 
 from .case import Case
@@ -23,16 +23,31 @@ def _digest(image):
     return hashlib.blake2b(repr(image.shape).encode() + image.numpy().astype(np.float64).tobytes(),
                            digest_size=16).digest()
 
-# %% ../../nbs/01_data/04_leakage.ipynb #977effa2
+# %% ../../nbs/01_data/04_leakage.ipynb #305edca3
+def _small(image):
+    "The mean of the channels, at 32 pixels to a side"
+    x = image.data.detach().cpu().float().nan_to_num().mean(0, dtype=torch.float64)
+    return {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[image.ndim](x[None, None], 32)[0, 0].numpy()
+
+def _signs(x):
+    "Which of the slow waves of a picture are added; the mean is left out"
+    keep = {2: 16, 3: 8}[x.ndim]
+    return (dctn(x - x.mean(), norm='ortho')[(slice(keep),)*x.ndim] > 1e-6).ravel()[1:]
+
+# %% ../../nbs/01_data/04_leakage.ipynb #f2a48b39
+def _spread(x, most=3):
+    "Grays spread over the scale by how common they are, none over more than `most` times its fair share"
+    low, high = np.percentile(x, (2, 98))
+    counts, edges = np.histogram(x.clip(low, high), 64, (low, high))
+    share = np.minimum(counts, most*x.size/64)
+    return np.interp(x, edges, np.append(0, share.cumsum()))
+
+# %% ../../nbs/01_data/04_leakage.ipynb #25787e10
 def phash(
     image:Volume, # Channels are averaged
 )->np.ndarray:    # 255 bits in two dimensions, 511 in three
     "What an image looks like, in bits that survive resizing, contrast, gamma and noise"
-    x, n = image.data.detach().cpu().float().nan_to_num().mean(0)[None, None], image.ndim
-    pool, waves = {2: (F.adaptive_avg_pool2d, 16), 3: (F.adaptive_avg_pool3d, 8)}[n]
-    small = pool(x, 32)[0, 0].numpy()
-    ranks = rankdata(small).reshape(small.shape) - (small.size + 1)/2
-    return (dctn(ranks, norm='ortho')[(slice(waves),)*n] > 1e-6).ravel()[1:]
+    return _signs(_spread(_small(image)))
 
 # %% ../../nbs/01_data/04_leakage.ipynb #e02fcc1d
 def _near(bits, part, threshold, rows=1024):

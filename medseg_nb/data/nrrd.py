@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['SLICER', 'read_nrrd', 'write_nrrd', 'segments', 'read_segments', 'write_segments']
 
-# %% ../../nbs/01_data/11_nrrd.ipynb #a15e112b
+# %% ../../nbs/01_data/11_nrrd.ipynb #5c9a278c
 import re, warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import SimpleITK as sitk
 import torch
 
 from ..core.fetch import Archive
@@ -130,15 +129,16 @@ def _check_meta(path, raw):
     _fits(sizes, _itemsize(fields['elementtype']), available, 1032 if yes('compresseddata') else 1)
     return fields
 
-# %% ../../nbs/01_data/11_nrrd.ipynb #8bb58e19
+# %% ../../nbs/01_data/11_nrrd.ipynb #6af07794
 _LPS = np.diag([-1., -1., 1., 1.])
 
 def _from_itk(img):
     "A Volume from an ITK image of 2 or 3 axes"
+    from SimpleITK import GetArrayViewFromImage
     n, c = img.GetDimension(), img.GetNumberOfComponentsPerPixel()
     if n not in (2, 3) or 'complex' in img.GetPixelIDTypeAsString():
         raise ValueError(f'it has {n} axes of {img.GetPixelIDTypeAsString()}; wanted 2 or 3, of numbers.')
-    array = sitk.GetArrayViewFromImage(img)
+    array = GetArrayViewFromImage(img)
     array, affine = array if c > 1 else array[..., None], np.eye(n + 1)
     affine[:n, :n] = np.reshape(img.GetDirection(), (n, n))*img.GetSpacing()
     affine[:n, n] = img.GetOrigin()
@@ -148,19 +148,20 @@ def _from_itk(img):
 
 def _to_itk(v):
     "An ITK image from a Volume"
+    from SimpleITK import GetImageFromArray
     if v.data.dtype in (torch.float16, torch.bfloat16):
         raise ValueError(f'NRRD and MetaImage have no {v.data.dtype}; save v.new(v.data.float()).')
     n, array = v.ndim, v.numpy().astype(np.uint8) if v.data.dtype == torch.bool else v.numpy()
     array = array.transpose(3, 2, 1, 0) if n == 3 else np.moveaxis(array, 0, -1)
     array = np.ascontiguousarray(array if v.channels > 1 else array[..., 0])
     affine = _LPS@v.affine if n == 3 else v.affine[[1, 0, 2]][:, [1, 0, 2]]
-    img = sitk.GetImageFromArray(array, isVector=v.channels > 1)
+    img = GetImageFromArray(array, isVector=v.channels > 1)
     img.SetSpacing(np.linalg.norm(affine[:n, :n], axis=0).tolist())
     img.SetDirection((affine[:n, :n]/img.GetSpacing()).ravel().tolist())
     img.SetOrigin(affine[:n, n].tolist())
     return img
 
-# %% ../../nbs/01_data/11_nrrd.ipynb #ae36963d
+# %% ../../nbs/01_data/11_nrrd.ipynb #db44ae54
 def _reason(e):
     "What ITK complains of, in its last line; of MetaImage it only says that it failed"
     last = str(e).strip().splitlines()[-1]
@@ -170,13 +171,14 @@ def read_nrrd(
     path,     # A .nrrd, .nhdr, .mha or .mhd file; of a .seg.nrrd the bare numbers, a channel for each layer
 )->Volume:    # Voxels (C,*S) in the type of the file, axes in file order
     "Read NRRD or MetaImage by SimpleITK, after its header was checked"
+    from SimpleITK import ImageFileReader
     path = Path(path)
     with reading(path):
         with path.open('rb') as f: raw = f.read(_TOP)
         if raw[:4] == b'NRRD': fields, kind = _check_nrrd(path, raw)[0], 'NrrdImageIO'
         elif re.match(rb'\s*\w+ *= *\w', raw): fields, kind = _check_meta(path, raw), 'MetaImageIO'
         else: raise ValueError(f'it is neither NRRD nor MetaImage; it begins with {raw[:8]!r}.')
-        reader = sitk.ImageFileReader()
+        reader = ImageFileReader()
         reader.SetImageIO(kind)
         reader.SetFileName(str(path))
         try: img = reader.Execute()
@@ -186,11 +188,12 @@ def read_nrrd(
         warnings.warn(f'{path}: its header names no space; which side is left is a guess.', stacklevel=2)
     return v
 
-# %% ../../nbs/01_data/11_nrrd.ipynb #b33484e5
+# %% ../../nbs/01_data/11_nrrd.ipynb #2e6cd607
 def _write_itk(img, path):
     "Write an ITK image, compressed, whole or not at all"
+    from SimpleITK import WriteImage
     with atomic(path) as tmp:
-        try: sitk.WriteImage(img, str(tmp), useCompression=True)
+        try: WriteImage(img, str(tmp), useCompression=True)
         except RuntimeError as e: raise OSError(f'{path} cannot be written: {_reason(e)}') from e
     return path
 

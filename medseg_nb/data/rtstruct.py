@@ -121,7 +121,7 @@ def rois(
     names = ['number', 'name', 'outlines', 'corners', 'kinds', 'color']
     return pd.DataFrame(rows, columns=names).set_index('number')
 
-# %% ../../nbs/01_data/15_rtstruct.ipynb #a033460a
+# %% ../../nbs/01_data/15_rtstruct.ipynb #38ea541c
 def read_rtstruct(
     path,                 # An RTSTRUCT file
     like:Volume,          # The image it was drawn on, (C,*S); gives the grid
@@ -129,7 +129,8 @@ def read_rtstruct(
     nested:str='hollow',  # An outline inside another is a hole; or 'filled': it changes nothing
 )->dict:                  # Name -> mask, a Volume (1,*S) of uint8 0 and 1; masks may overlap
     "The structures of an RTSTRUCT file as masks on the grid of its image"
-    if nested not in ('hollow', 'filled'): raise ValueError(f"Got nested={nested!r}; wanted 'hollow' or 'filled'.")
+    if nested not in ('hollow', 'filled'):
+        raise ValueError(f"Got nested={nested!r}; wanted 'hollow' or 'filled'.")
     if like.ndim != 3: raise ValueError(f'The image has {like.ndim} axes of space; outlines in mm want 3.')
     found, out = {name: roi for _, name, roi in _rois(_read(path))}, {}
     if missing := [n for n in names or () if n not in found]:

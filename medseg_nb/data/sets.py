@@ -149,7 +149,7 @@ def _bytes(case): return sum(v.data.nbytes for v in (case.image, case.mask) if v
 
 _recent = _Recent(limit=256_000_000)
 
-# %% ../../nbs/01_data/20_sets.ipynb #73cdd016
+# %% ../../nbs/01_data/20_sets.ipynb #d7ebe4c3
 class LazyCase(Case):
     "A Case whose voxels are read when they are asked for; id, meta and patient cost nothing"
     def __new__(cls, *args, image=None, mask=None, **fields): # `dataclasses.replace` makes a plain Case
@@ -167,7 +167,8 @@ class LazyCase(Case):
 
     def read(self)->Case: # Image and mask checked as for any Case
         "The whole case, read from its files"
-        image, mask = self.load()
+        try: image, mask = self.load()
+        except ValueError as e: raise ValueError(f'Case {self.id!r}: {e}') from e
         return Case(self.id, image, mask, self.meta)
 
     @property
@@ -176,9 +177,10 @@ class LazyCase(Case):
     def mask(self): return _recent.get(self).mask
     def __repr__(self): return f'LazyCase({self.id!r}, meta={self.meta})'
 
-# %% ../../nbs/01_data/20_sets.ipynb #431d44a4
-def _relabel(mask, relabel):
+# %% ../../nbs/01_data/20_sets.ipynb #f91abfa5
+def _labels(path, relabel):
     "The labels of a file as our labels"
+    mask = load(path)
     if relabel is None: return mask
     x = mask.numpy()
     if callable(relabel): return mask.new(torch.from_numpy(np.ascontiguousarray(relabel(x))))
@@ -186,10 +188,10 @@ def _relabel(mask, relabel):
     for k, label in relabel.items():
         hit = x == k
         out[hit], left[hit] = label, False
-    if left.any(): raise ValueError(f'Got the label {x[left][0]}, wanted one of {sorted(relabel)}.')
+    if left.any(): raise ValueError(f'label {x[left][0]} in {path}; wanted one of {sorted(relabel)}.')
     return mask.new(torch.from_numpy(out))
 
-# %% ../../nbs/01_data/20_sets.ipynb #fbb08165
+# %% ../../nbs/01_data/20_sets.ipynb #9e008b56
 def read_pair(
     images:tuple, # Files of the image, one for each channel
     mask:Path,    # File of the mask, or None
@@ -200,7 +202,7 @@ def read_pair(
     for p, v in zip(images[1:], parts[1:]):
         if differs := grid_difference(parts[0], v): raise ValueError(f'{p} and {images[0]} differ: {differs}')
     image = parts[0] if len(parts) == 1 else parts[0].new(torch.cat([v.data for v in parts]))
-    return image, mask and _relabel(load(mask), relabel)
+    return image, mask and _labels(mask, relabel)
 
 # %% ../../nbs/01_data/20_sets.ipynb #c7edd1fc
 def paired(
@@ -225,12 +227,12 @@ def paired(
         yield LazyCase(fill(id, fields), next(iter(loads.values())), facts, (*images, *own.values()),
                        loads if own and isinstance(mask, dict) else {})
 
-# %% ../../nbs/01_data/20_sets.ipynb #a4c8e699
+# %% ../../nbs/01_data/20_sets.ipynb #040580a7
 def raters(
     case:LazyCase, # A case that several people have drawn
 )->dict:           # Name of the rater -> mask
     "All masks of a case; its own `mask` is the first rater's"
-    return {name: case.mask if load is case.load else Case(case.id, *load(), case.meta).mask
+    return {name: case.mask if load is case.load else LazyCase(case.id, load, case.meta).read().mask
             for name, load in case.raters.items()}
 
 # %% ../../nbs/01_data/20_sets.ipynb #81a25723

@@ -88,7 +88,7 @@ def brats2023(
     return paired(folder, images, case + '/{patient}-{visit}-seg.nii.gz', id='{patient}-{visit}',
                   meta=dict(modality=SEQUENCES, classes=TUMOR + ('resection cavity',)))
 
-# %% ../../nbs/01_data/24_sets_brain.ipynb #d29b72ba
+# %% ../../nbs/01_data/24_sets_brain.ipynb #b89dd6b8
 @dataset(count=250, what="ISLES'22: stroke in diffusion (DWI, ADC) and FLAIR", license='CC BY 4.0',
     citation='Hernandez Petzsche et al., Scientific Data 9, 2022, doi:10.1038/s41597-022-01875-5',
     origin='https://doi.org/10.5281/zenodo.7960856',
@@ -101,7 +101,8 @@ def isles2022(
 ):          # LazyCases: image (3,*S) float32 on the grid of the DWI, mask 1 = stroke
     "ISLES'22, its FLAIR resampled onto the DWI"
     home, name = r'{patient:sub-strokecase\d+}/{session:ses-\d+}/', '{patient}_{session}_'
-    bids = tuple(f'{home}{at}/{name}{s}.nii.gz' for at, s in (('dwi', 'dwi'), ('dwi', 'adc'), ('anat', 'FLAIR')))
+    scans = ('dwi', 'dwi'), ('dwi', 'adc'), ('anat', 'FLAIR')
+    bids = tuple(f'{home}{at}/{name}{s}.nii.gz' for at, s in scans)
     flat = tuple(f'rawdata/{home}{name}{s}.nii.gz' for s in ('dwi', 'adc', 'flair'))
     meta = dict(modality=('dwi', 'adc', 'flair'), classes=('background', 'stroke'))
     return paired(folder, flat if (Path(folder)/'rawdata').is_dir() else bids,
@@ -152,7 +153,7 @@ def oasis(
                   id='{patient}_{visit}', meta=meta,
                   read=partial(read_pair, relabel={k: i for i, k in enumerate(sorted(names))}))
 
-# %% ../../nbs/01_data/24_sets_brain.ipynb #1ebb4649
+# %% ../../nbs/01_data/24_sets_brain.ipynb #ab00e5fc
 def _analyze(path):
     "An ANALYZE image; its header does not say which side is left, custom does (first axis to the left)"
     img = nib.load(path)
@@ -170,7 +171,7 @@ def _analyze_pair(images, mask): return _analyze(images[0]), _analyze(mask)
 def oasis1(
     folder, # The folders disc1, disc2, ...
 ):          # LazyCases: image (1,176,208,176) at 1 mm, mask 1 = fluid, 2 = gray, 3 = white
-    "OASIS-1, atlas-registered and skull-stripped, with the tissues that FAST found"
+    "OASIS-1, in atlas space, skull-stripped; FAST's labels are assumed to be 1 fluid, 2 gray, 3 white"
     home = r'{disc:disc\d+}/{patient:OAS1_\d+}_{visit:MR\d}/'
     name = r'{patient}_{visit}_mpr_{runs:n\d}_anon_111_t88_masked_gfc'
     classes = 'background', 'cerebrospinal fluid', 'gray matter', 'white matter'

@@ -64,7 +64,7 @@ def chaos(
                           id=f'{kind}_{{number}}{scan.replace("/", "_")}', meta=facts,
                           read=partial(read_chaos, kind=kind))
 
-# %% ../../nbs/01_data/27_sets_dicom.ipynb #ad1d27a8
+# %% ../../nbs/01_data/27_sets_dicom.ipynb #96f1d0e3
 def referenced(
     path, # An RTSTRUCT or SEG file
 )->str:   # SeriesInstanceUID
@@ -75,7 +75,8 @@ def referenced(
         study = d.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0]
         return str(study.RTReferencedSeriesSequence[0].SeriesInstanceUID)
     except (AttributeError, IndexError) as e:
-        raise ValueError(f'{path} ({d.get("Modality")}) does not say on which series it was drawn: {e}') from e
+        kind = d.get('Modality')
+        raise ValueError(f'{path} ({kind}) does not say on which series it was drawn: {e}') from e
 
 # %% ../../nbs/01_data/27_sets_dicom.ipynb #1a6f1cfc
 def paint(

