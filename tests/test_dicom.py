@@ -504,7 +504,12 @@ def test_ultrasound_in_centimeters(tmp_path, recwarn):
     v = read_image(write(tmp_path/'a.dcm', np.zeros((4, 6), np.uint8), **bare,
                          SequenceOfUltrasoundRegions=[region]))
     np.testing.assert_allclose(v.spacing, (.3, .2))
-    region.PhysicalUnitsXDirection = 4
+    region.PhysicalDeltaX = 0
+    with pytest.warns(UserWarning, match='no pixel size'):
+        v = read_image(write(tmp_path/'a.dcm', np.zeros((4, 6), np.uint8), **bare,
+                             SequenceOfUltrasoundRegions=[region]))
+    assert v.spacing == (1, 1)
+    region.PhysicalUnitsXDirection, region.PhysicalDeltaX = 4, .02
     v = read_image(write(tmp_path/'a.dcm', np.zeros((4, 6), np.uint8), **bare,
                          SequenceOfUltrasoundRegions=[region]))
     assert v.spacing == (1, 1)
@@ -648,10 +653,20 @@ def test_what_is_wrong_in_a_file_of_frames_names_the_file(tmp_path):
         read_image(tmp_path/'a.dcm', where=even)
     ds = dcmread(tmp_path/'a.dcm')
     del ds.PerFrameFunctionalGroupsSequence
-    ds.add_new('PerFrameFunctionalGroupsSequence', 'UL', [1]*6)
+    ds.add_new('PerFrameFunctionalGroupsSequence', 'UL', 6)
     ds.save_as(tmp_path/'a.dcm')
     for read, at in ((read_image, tmp_path/'a.dcm'), (read_series, tmp_path)):
-        with pytest.raises(ValueError, match='a.dcm .*PerFrame.* is 6 UL; wanted one SQ'): read(at)
+        with pytest.raises(ValueError, match='a.dcm .*PerFrame.* is 1 UL; wanted one SQ'): read(at)
+
+
+def test_an_empty_transfer_syntax_is_found_out(tmp_path):
+    ds = dataset(np.arange(24, dtype=np.int16).reshape(4, 6))
+    ds.save_as(tmp_path/'a.dcm', enforce_file_format=True)
+    raw = (tmp_path/'a.dcm').read_bytes()
+    at = raw.index(b'\2\0\x10\0UI\x14\0')
+    (tmp_path/'a.dcm').write_bytes(raw[:at + 6] + bytes(2) + raw[at + 28:])
+    assert dcmread(tmp_path/'a.dcm').file_meta.TransferSyntaxUID == ''
+    assert (read_image(tmp_path/'a.dcm').numpy().ravel() == np.arange(24).reshape(4, 6).T.ravel() - 1024).all()
 
 
 def swap(path, old, new):

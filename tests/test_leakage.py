@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from medseg_nb.data.case import Case, split
-from medseg_nb.data.leakage import _digest, _near, leaks, phash
+from medseg_nb.data.leakage import _digest, _near, _spread, leaks, phash
 from medseg_nb.data.sets import cases
 from medseg_nb.data.volume import Volume
 
@@ -56,11 +56,48 @@ def test_a_changed_copy_is_found(change, dims):
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(seeds, st.floats(.2, 5), st.floats(-1e3, 1e3), st.floats(.3, 3))
-def test_the_hash_keeps_whatever_keeps_the_order(seed, slope, offset, gamma):
+@given(seeds, st.floats(.2, 5), st.floats(-1e3, 1e3), st.floats(.6, 1.8))
+def test_the_hash_keeps_contrast_and_gamma(seed, slope, offset, gamma):
     x = scene(seed, (32, 32)).astype(np.float64)/255
-    assert apart(x, slope*x**gamma + offset) < .03
+    assert apart(x, slope*x + offset) < .01
+    assert apart(x, slope*x**gamma + offset) < .2
     assert apart(x, -x) > .98
+
+
+@pytest.mark.parametrize('sd', [1, 10, 20])
+@pytest.mark.parametrize('size', [(120, 144), (36, 44, 40)])
+def test_air_full_of_noise_is_flat(sd, size):
+    at = np.meshgrid(*(np.linspace(-1, 1, n) for n in size), indexing='ij')
+    inside = sum(a**2 for a in at) < .6**2
+    for seed in range(3):
+        rng, x = np.random.default_rng(seed), np.where(inside, 255 + scene(seed, size), 0)
+        twice = [x + rng.normal(0, sd, size) for _ in range(2)]
+        assert apart(*twice) < .11 and apart(twice[0], x) < .11
+        other = np.where(inside, 255 + scene(seed + 50, size), 0)
+        assert apart(other, x) > .125 and list(leaks([case('a', twice[0])], [case('b', twice[1])]).kind) == [
+            'near duplicate']
+
+
+def test_no_gray_takes_more_than_its_limit():
+    noise = np.random.default_rng(0).normal(0, .1, (32, 32))
+    flat = np.arange(1024).reshape(32, 32) < 850
+    x = np.where(flat, noise, np.linspace(0, 300, 1024).reshape(32, 32))
+    assert np.ptp(_spread(x)[flat]) <= 2*3*1024/64 and np.ptp(_spread(x, 64)[flat]) > 500
+    ramp = np.arange(1024.).reshape(32, 32)
+    slope = np.diff(_spread(ramp).ravel()[32:-32])
+    assert .8 < slope.min() and slope.max() < 3.1
+    assert np.ptp(_spread(np.full((32, 32), 7.))) == 0
+
+
+def test_the_hash_is_finite_whatever_the_image():
+    x = np.random.default_rng(0).random((1, 40, 40)).astype(np.float32)
+    for odd in (np.inf, -np.inf, np.nan, 3e38):
+        y = x.copy()
+        y[0, 3:6, 4:9] = odd
+        assert phash(Volume(y)).shape == (255,) and phash(Volume(y*0)).shape == (255,)
+    few = np.zeros((1, 64, 64))
+    few[0, 40:44, 8:12] = 1
+    assert phash(Volume(few)).any() and (phash(Volume(few)) == phash(Volume(few*1e-30))).mean() > .9
 
 
 @often

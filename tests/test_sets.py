@@ -161,7 +161,8 @@ def test_a_label_nobody_expected(tmp_path):
     picture(tmp_path/'a.png')
     picture(tmp_path/'a_m.png', 7)
     case, = s.paired(tmp_path, '{id:.}.png', '{id}_m.png', read=partial(s.read_pair, relabel={0: 0, 255: 1}))
-    with pytest.raises(ValueError, match=r"Case 'a': label 7 in .*a_m.png; wanted one of \[0, 255\]"): case.mask
+    with pytest.raises(ValueError, match=r"Case 'a': label 7 in .*a_m.png; wanted one of \[0, 255\]"):
+        case.mask
 
 
 def test_a_rater_with_a_label_nobody_expected(tmp_path):

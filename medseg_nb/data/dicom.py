@@ -118,7 +118,7 @@ def _alike(slices):
                      '(rows, columns, spacing, orientation): '
                      f'{dict(kinds)}. Choose by where=, as in where=lambda h: h.Rows == {int(keys[0, 0])}.')
 
-# %% ../../nbs/01_data/14_dicom.ipynb #0b301f44
+# %% ../../nbs/01_data/14_dicom.ipynb #9abe6176
 def _clash(slices, at):
     "What to say of different slices in one place"
     values = {k: list(dict.fromkeys(str(f.header.get(k)) for f in slices)) for k in APART}
@@ -127,7 +127,8 @@ def _clash(slices, at):
     differ = differ or 'nothing that the header says'
     k, v = next(iter(apart.items()), ('InstanceNumber', ['1']))
     return (f'{_source(slices)}: {len(slices)} different slices lie at {at.round(2).tolist()} mm, '
-            f'{slices[0].path.name} and {slices[1].path.name} for two. They differ in {differ}. Choose by where=, as in '
+            f'{slices[0].path.name} and {slices[1].path.name} for two. They differ in {differ}. '
+            'Choose by where=, as in '
             f'where=lambda h: str(h.{k}) == {v[0]!r}.')
 
 def _in_order(slices):
