@@ -42,18 +42,22 @@ html_theme_options = {
 
 
 def toctree(nbs)->str:
-    "The navigation as hidden toctrees, one for each chapter"
+    "The navigation as hidden toctrees, one for each chapter; texts (.md) come after the pages at the top"
+    extra = {'': [p.stem for p in sorted(Path(nbs).glob('*.md'))]}
     return '\n'.join('\n'.join(['```{toctree}', ':hidden:', *([f':caption: {title}'] if title else []), '',
-                                *[f'/{p}' for p in pages if p != 'index'], '```', ''])
+                                *[f'/{p}' for p in pages + extra.get(title, []) if p != 'index'],
+                                '```', ''])
                      for title, pages in chapters(Path(nbs)))
 
 
 def read(app, docname, source):
     "Show each notebook as `page` makes it, and hang the navigation on the first"
+    if str(app.env.doc2path(docname)).endswith('.md'): return
     nb = page(json.loads(source[0]))
     for cell in nb['cells']:
         if cell['cell_type'] == 'markdown':   # a page outside nbs/ comes along as a file
-            cell['source'] = re.sub(r'\]\((?=\.\./[^)]+\.md\))', '](path:', ''.join(cell['source']))
+            text = ''.join(cell['source']).replace('](../../benchmarks/README.md', '](/benchmarks.md')
+            cell['source'] = re.sub(r'\]\((?=\.\./[^)]+\.md\))', '](path:', text)
         for data in (out.get('data', {}) for out in cell.get('outputs', [])):
             if 'text/markdown' not in data: continue
             text = ''.join(data['text/markdown'])

@@ -20,7 +20,8 @@ from page import page  # noqa: E402
 paths = [p for p in sorted(nbs.rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts]
 notebooks = [p.relative_to(nbs).with_suffix('').as_posix() for p in paths]
 top = [p for p in notebooks if '/' not in p]
-order = sorted(top, key=lambda p: p != 'index') + [p for p in notebooks if '/' in p]
+home, rooms = sorted(top, key=lambda p: p != 'index'), [p for p in notebooks if '/' in p]
+order, texts = home + rooms, [p.stem for p in sorted(nbs.glob('*.md'))]
 
 
 def cell(kind, source):
@@ -132,7 +133,7 @@ def test_sidebar_is_the_tree(site):
     shown = sidebar((site/'index.html').read_text())
     assert [t for t, _ in shown] == [t for t, _ in navigation.chapters()]
     links = [link.removesuffix('.html') for _, part in shown for link in part]
-    assert ['index' if link == '#' else link for link in links] == order
+    assert ['index' if link == '#' else link for link in links] == home + texts + rooms
 
 
 def test_nothing_is_fetched(site):
@@ -171,6 +172,14 @@ def test_links_lead_to_pages(site):
             assert there.exists(), (path.name, link)
             if anchor and there.suffix == '.html':
                 assert f'id="{anchor}"' in there.read_text(), (path.name, link)
+
+
+def test_benchmarks_are_a_page(site):
+    text, script = (site/'benchmarks.html').read_text(), [p.name for p in (root/'benchmarks').glob('*.py')]
+    assert len(script) == 3 and all(f'{p}</span>' in text for p in script) and text.count('<table') == 3
+    for p in '01_data/14_dicom', '01_data/32_sampling': assert f'href="{p}.html"' in text
+    for p in '01_data/14_dicom', '01_data/30_store':
+        assert 'href="../benchmarks.html' in (site/f'{p}.html').read_text()
 
 
 def test_search_knows_the_words(site):

@@ -111,6 +111,11 @@ def test_seeds_and_workers(shelf, make):
     assert epochs[0] == epochs[1] == epochs[2] and epochs[0] != epochs[3] and epochs[0][0] != epochs[0][1]
 
 
+def test_each_epoch_cuts_elsewhere(shelf):
+    dl = CaseLoader(Patches(store(balls(1), folder=shelf), 8, per_case=1), bs=1, shuffle=True)
+    assert len({str(everything(dl)) for _ in range(9)}) > 2
+
+
 def test_an_epoch_can_be_taken_up_again(shelf):
     stored = store(balls(5), folder=shelf)
     dl, other = (CaseLoader(Patches(stored, 8), bs=3, shuffle=True) for _ in range(2))
@@ -132,6 +137,7 @@ def test_memory_is_not_taken_from_who_holds_it(shelf):
     once, kept = everything(dl), list(dl)
     parts = [x[0, 0, 1:] for x, _ in kept]
     copies = [(x.clone(), y.clone()) for x, y in kept]
+    assert [(x.numpy().tobytes(), y.numpy().tobytes()) for x, y in kept] == [batch[:2] for batch in once]
     part_copies = [p.clone() for p in parts]
     kept_again = list(dl)
     for (x, y), (a, b) in zip(kept, copies): assert torch.equal(x, a) and torch.equal(y, b)

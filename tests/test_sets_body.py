@@ -149,6 +149,16 @@ def test_msd_reads_the_files_of_nnunet(top, facts):
     assert c.meta['classes'] == ('background', 'PZ', 'TZ')
 
 
+def test_msd_reads_the_ending_that_its_json_names(top):
+    home = top/'mine'
+    put(home/'imagesTr'/'p_1_0000.nii', image())
+    put(home/'labelsTr'/'p_1.nii', labels((0, 1)))
+    (home/'dataset.json').write_text(json.dumps(dict(
+        channel_names={'0': 'CT'}, labels=dict(background=0, liver=1), file_ending='.nii')))
+    c, = s.msd(home)
+    assert c.patient == 'p_1' and (c.mask.numpy()[0] == labels((0, 1))).all()
+
+
 def test_msd_closes_gaps_and_refuses_what_is_not_listed(top):
     home = top/'mine'
     msd_tree(home, OLD | dict(labels={'0': 'background', '1': 'a', '4': 'b'}))

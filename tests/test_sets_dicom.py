@@ -150,6 +150,23 @@ def test_tcia_outlines_go_to_the_series_they_name(top, on, seed, windows):
     assert (c.mask.numpy()[0] == wanted).all()
 
 
+def test_tcia_two_raters_of_one_image(top):
+    study = tcia_tree(top, {'Lung': (-.5, 4.5)})
+    struct(study/'4.000000-NA-5'/'1-1.dcm', '1.2.840.1', {'GTV-1': (.5, 2.5)})
+    table = pd.read_csv(top/'tcia'/'metadata.csv', dtype=str)
+    second = table.iloc[2].to_dict() | {
+        'Series UID': '1.6', 'File Location': str(study.relative_to(top/'tcia')/'4.000000-NA-5')}
+    table = pd.concat([table, pd.DataFrame([second])])
+    table['Series Description'] = ['CT', 'CT', 'Smith', 'Jones']
+    table['Manufacturer'] = ['SIEMENS', 'SIEMENS', 'a workstation', 'another']
+    table.to_csv(top/'tcia'/'metadata.csv', index=False)
+    a, b = cases('tcia')
+    assert a.patient == b.patient == 'LUNG1-001' and a.id != b.id
+    assert (a.meta['rater'], b.meta['rater']) == ('Smith', 'Jones') and b.meta['vendor'] == 'SIEMENS'
+    assert a.meta['classes'] == b.meta['classes'] == ('background', 'GTV-1', 'Lung')
+    assert a.mask.data.unique().tolist() == [0, 2] and b.mask.data.unique().tolist() == [0, 1]
+
+
 def test_tcia_names_what_was_not_downloaded(top):
     study = tcia_tree(top, {'Lung': (0, 3)}, '1.2.840.99')
     with pytest.raises(FileNotFoundError, match='1.2.840.99'): cases('tcia')
@@ -157,23 +174,24 @@ def test_tcia_names_what_was_not_downloaded(top):
     with pytest.raises(FileNotFoundError, match='3.000000-NA-78236'): cases('tcia')
 
 
-def test_tcia_reads_a_seg(top):
+def test_tcia_reads_a_seg_and_unites_segments_of_one_name(top):
     pytest.importorskip('highdicom')
     from medseg_nb.data.dicomseg import write_seg
-    home, m = top/'tcia', labels(3)
+    home, m = top/'tcia', labels(4)
     slices(home/'C'/'A-001'/'study'/'ct', labels(9), [f'1-{k + 1}.dcm' for k in range(5)])
     ct = read_series(home/'C'/'A-001'/'study'/'ct')
     (home/'C'/'A-001'/'study'/'seg').mkdir()
     path = write_seg(ct.new(torch.from_numpy(m[None].astype('uint8'))),
                      home/'C'/'A-001'/'study'/'seg'/'1-1.dcm',
-                     sorted((home/'C'/'A-001'/'study'/'ct').glob('*.dcm')), {1: 'Liver', 2: 'Kidney'})
+                     sorted((home/'C'/'A-001'/'study'/'ct').glob('*.dcm')),
+                     {1: 'Liver', 2: 'Kidney', 3: 'Kidney'})
     rows = [('1.2.840.1', 'CT', 'ct'), (dcmread(path).SeriesInstanceUID, 'SEG', 'seg')]
     pd.DataFrame([{'Series UID': u, 'Collection': 'C', 'Subject ID': 'A-001', 'Series Description': 'x',
                    'Manufacturer': 'GE', 'Modality': k, 'File Location': f'./C/A-001/study/{p}'}
                   for u, k, p in rows]).to_csv(home/'metadata.csv')
     c, = cases('tcia')
     assert c.meta['classes'] == ('background', 'Kidney', 'Liver')
-    assert (c.mask.numpy()[0] == np.array([0, 2, 1])[m]).all()
+    assert (c.mask.numpy()[0] == np.array([0, 2, 1, 1])[m]).all()
 
 
 def test_the_small_one_stays_on_top():

@@ -74,7 +74,7 @@ def _overlap(array, numbers):
         common = np.count_nonzero(array[..., i] & array[..., j])
         if common: return f'{a} and {b} share {common} voxels'
 
-# %% ../../nbs/01_data/16_dicomseg.ipynb #4597854f
+# %% ../../nbs/01_data/16_dicomseg.ipynb #956d5477
 def read_seg(
     path,              # A DICOM SEG file
     like:Volume=None,  # The image it belongs to: the mask is put on its grid; None keeps the grid of the file
@@ -92,7 +92,9 @@ def read_seg(
             raise ValueError(f'{path}: segments {both}; one label map cannot hold both. '
                              f'Ask for one, as numbers=[{wanted[0]}].')
         dtype = np.uint8 if max(wanted) < 256 else np.uint16
-        v = v.with_array((v.array.astype(bool)*np.array(wanted, dtype=dtype)).sum(-1, dtype=dtype))
+        labels = np.zeros(v.array.shape[:-1], dtype=dtype)
+        for i, number in enumerate(wanted): labels[v.array[..., i] > 0] = number
+        v = v.with_array(labels)
     out = _volume(v)
     return out if like is None else _onto(out, like, path)
 

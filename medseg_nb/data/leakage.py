@@ -34,10 +34,11 @@ def _signs(x):
     keep = {2: 16, 3: 8}[x.ndim]
     return (dctn(x - x.mean(), norm='ortho')[(slice(keep),)*x.ndim] > 1e-6).ravel()[1:]
 
-# %% ../../nbs/01_data/04_leakage.ipynb #f2a48b39
+# %% ../../nbs/01_data/04_leakage.ipynb #81648df8
 def _spread(x, most=3):
     "Grays spread over the scale by how common they are, none over more than `most` times its fair share"
     low, high = np.percentile(x, (2, 98))
+    if low == high: low, high = x.min(), x.max()
     counts, edges = np.histogram(x.clip(low, high), 64, (low, high))
     share = np.minimum(counts, most*x.size/64)
     return np.interp(x, edges, np.append(0, share.cumsum()))

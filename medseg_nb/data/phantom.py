@@ -69,7 +69,7 @@ def _eggs(kind, box, rng):
     parts = [dict(label=k, center=c.tolist(), radii=r.tolist()) for k, c, r in eggs]
     return [_egg(*e) for e in eggs], dict(shapes=parts, volume=volume)
 
-# %% ../../nbs/01_data/05_phantom.ipynb #55e19baf
+# %% ../../nbs/01_data/05_phantom.ipynb #10d8ad7b
 def _lesions(box, rng):
     "An organ (1) and the lesions in it (2): a few just under its surface, none touching another"
     side, dims, n, capsular = box.min(), len(box), rng.integers(4, 8), rng.integers(1, 3)
@@ -84,13 +84,14 @@ def _lesions(box, rng):
         at = center + on*radii - normal*(size + depth)[:, None]
         far = np.linalg.norm(at[:, None] - at, axis=2)
     balls = [(a, np.full(dims, r)) for a, r in zip(at, size)]
-    parts = [dict(label=2, center=a.tolist(), radii=r.tolist(), depth=d) for (a, r), d in zip(balls, depth.tolist())]
+    parts = [dict(label=2, center=a.tolist(), radii=r.tolist(), depth=d)
+             for (a, r), d in zip(balls, depth.tolist())]
     whole, inner = _measure(radii), sum(_measure(r) for _, r in balls)
     return ([_egg(1, center, radii), *(_egg(2, *b) for b in balls)],
             dict(shapes=[dict(label=1, center=center.tolist(), radii=radii.tolist()), *parts],
                  volume={1: whole - inner, 2: inner}, count=len(balls), components=1, euler=1))
 
-# %% ../../nbs/01_data/05_phantom.ipynb #5c132281
+# %% ../../nbs/01_data/05_phantom.ipynb #0a59d513
 BLUNT = .4  # Width of a spicule's tip, as a share of its foot's
 
 def _spicule(center, axis, R, foot, tip):
@@ -102,7 +103,8 @@ def _spicule(center, axis, R, foot, tip):
         r = np.interp(along, (start, tip), (wide, BLUNT*wide))
         return (along >= start) & (along <= tip) & (sum(x*x for x in rel) - along**2 < r*r)
     ends = np.stack([center + axis*start, center + axis*tip])
-    extra = (wide*(1 + BLUNT)*(tip - start) - R*R*(foot - math.sin(foot)*math.cos(foot)) if len(center) == 2 else
+    extra = (wide*(1 + BLUNT)*(tip - start) - R*R*(foot - math.sin(foot)*math.cos(foot))
+             if len(center) == 2 else
              math.pi/3*(wide**2*(1 + BLUNT + BLUNT**2)*(tip - start)
                         - R**3*(2 + math.cos(foot))*(1 - math.cos(foot))**2))
     return _Shape(1, ends.min(0) - wide, ends.max(0) + wide, inside), extra
@@ -118,7 +120,8 @@ def _nodule(box, rng):
         u /= np.linalg.norm(u)
         if all(math.acos(u@v) > foot[len(axes)] + f + .05 for v, f in zip(axes, foot)): axes.append(u)
     spikes, extra = zip(*(_spicule(center, u, R, f, t) for u, f, t in zip(axes, foot, tip)))
-    parts = [dict(label=1, axis=u.tolist(), foot=f, length=t - R) for u, f, t in zip(axes, foot.tolist(), tip.tolist())]
+    parts = [dict(label=1, axis=u.tolist(), foot=f, length=t - R)
+             for u, f, t in zip(axes, foot.tolist(), tip.tolist())]
     ball = dict(label=1, center=center.tolist(), radii=[R]*dims)
     volume = {1: float(_measure(np.full(dims, R)) + sum(extra))}
     return ([_egg(1, center, np.full(dims, R)), *spikes],
@@ -145,7 +148,7 @@ def _overlap(r, gaps, dims):
     "What the branches of a fork share: all of radius r, in one plane, with these gaps between them"
     return {2: r**2, 3: 4/3*r**3}[dims]*sum(1/math.tan(gap/2) for gap in gaps)
 
-# %% ../../nbs/01_data/05_phantom.ipynb #c4784ea4
+# %% ../../nbs/01_data/05_phantom.ipynb #586e4c69
 def _grow(box, rng):
     "Branches (start, end, first radius, second radius) and forks (radius, gaps) of one random tree"
     side, dims = box.min(), len(box)
@@ -187,8 +190,10 @@ def _vessels(box, rng):
     half = {2: math.pi/2, 3: 2/3*math.pi}[dims]
     tips = [branches[0][2], *(b[3] for b in branches[len(forks):])]
     volume = sum(volumes) + sum(half*r**dims for r in tips) - sum(_overlap(r, g, dims) for r, g in forks)
-    parts = [dict(label=1, start=a.tolist(), end=b.tolist(), radii=[float(ra), float(rb)]) for a, b, ra, rb in branches]
-    return (list(tubes), dict(shapes=parts, volume={1: float(volume)}, length=sum(math.dist(a, b) for a, b, *_ in branches),
+    parts = [dict(label=1, start=a.tolist(), end=b.tolist(), radii=[float(ra), float(rb)])
+             for a, b, ra, rb in branches]
+    return (list(tubes), dict(shapes=parts, volume={1: float(volume)},
+                              length=sum(math.dist(a, b) for a, b, *_ in branches),
             branches=len(branches), forks=len(forks), tips=len(tips), components=1, euler=1))
 
 # %% ../../nbs/01_data/05_phantom.ipynb #452f543d
@@ -229,12 +234,12 @@ def add_noise(
     real = signal + noise*rng.standard_normal(signal.shape)
     return np.hypot(real, noise*rng.standard_normal(signal.shape)) if rician else real
 
-# %% ../../nbs/01_data/05_phantom.ipynb #80eb738a
+# %% ../../nbs/01_data/05_phantom.ipynb #4656a946
 KINDS = {**{k: partial(_eggs, k) for k in EGGS}, 'lesions': _lesions, 'nodule': _nodule, 'vessels': _vessels,
          'shell': _shell, **{k: partial(_drilled, k) for k in ('torus', 'bead')}}
 
 def phantom(
-    kind:str='disks',     # 'disk', 'disks', 'organs', 'lesions', 'nodule', 'vessels', 'shell', 'torus', 'bead'
+    kind:str='disks',     # Also disk, organs, lesions, nodule, vessels, shell, torus, bead
     seed:int=0,           # Shapes and noise follow from it
     dims:int=2,           # 2 or 3
     size:int|tuple=64,    # Voxels per axis
@@ -266,7 +271,7 @@ def _lens(r, d, dims):
     if dims == 3: return math.pi*(4*r + d)*(2*r - d)**2/12
     return 2*r*r*math.acos(d/(2*r)) - d/2*math.sqrt(4*r*r - d*d)
 
-# %% ../../nbs/01_data/05_phantom.ipynb #2da2f8c6
+# %% ../../nbs/01_data/05_phantom.ipynb #9a1443c9
 def pair(
     kind:str='grown',     # 'grown': a ball and one with a larger radius; 'shifted': a ball and its copy
     radius:float=16.,     # Of the true ball, mm
@@ -274,10 +279,11 @@ def pair(
     dims:int=2,           # 2 or 3
     size:int|tuple=64,    # Voxels per axis
     spacing=1.,           # Millimeters per voxel, one number or one per axis
-)->tuple:                 # (pred, truth, exact): masks (1,*S) uint8; dict of hd, hd95, assd (mm), dice, volumes
+)->tuple:                 # pred, truth: masks (1,*S) uint8; dict of hd, hd95, assd (mm), dice, volumes
     "Two outlines whose distance and overlap are known by formula"
     if kind not in ('grown', 'shifted'): raise ValueError(f"Got kind={kind!r}, wanted 'grown' or 'shifted'.")
-    if not 0 < by <= radius: raise ValueError(f'Got by={by}, wanted more than 0 and at most the radius, {radius}.')
+    if not 0 < by <= radius:
+        raise ValueError(f'Got by={by}, wanted more than 0 and at most the radius, {radius}.')
     shape, spacing, affine = _grid(size, spacing, dims)
     center, move = shape*spacing/2 + .137*spacing, np.eye(dims)[0]*by
     if (center + radius + by > shape*spacing).any():
@@ -285,7 +291,8 @@ def pair(
     grown = kind == 'grown'
     balls = [(center - (0 if grown else move/2) + (0 if grown else move), np.full(dims, radius + by*grown)),
              (center - (0 if grown else move/2), np.full(dims, radius))]
-    pred, truth = (Volume(_paint(np.zeros(shape, 'uint8'), spacing, [_egg(1, *b)])[None], affine) for b in balls)
+    pred, truth = (Volume(_paint(np.zeros(shape, 'uint8'), spacing, [_egg(1, *b)])[None], affine)
+                   for b in balls)
     big, ball = (_measure(r) for _, r in balls)
     mean, most = (by, by) if grown else (by/2, .95*by) if dims == 3 else _circle_ways(radius, by)
     common = ball if grown else _lens(radius, by, dims)

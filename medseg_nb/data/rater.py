@@ -71,7 +71,7 @@ def _alarms(truth, spacing, alarms, rng):
         at = np.moveaxis(np.indices(truth.shape), 0, -1)
         yield labels[rng.integers(len(labels))], np.linalg.norm((at - center)*spacing, axis=-1) - size
 
-# %% ../../nbs/01_data/07_rater.ipynb #6d221fc0
+# %% ../../nbs/01_data/07_rater.ipynb #d4e82329
 def rate(
     case:Case|Volume,    # A case, or a mask: what is true
     seed:int=0,          # Another seed is another drawing by the same kind of rater
@@ -84,8 +84,9 @@ def rate(
     "The outline of a rater whose errors are known"
     mask = case.mask if isinstance(case, Case) else case
     if mask is None: raise ValueError(f'Case {case.id!r} has no mask to start from.')
-    if sd > length/2: raise ValueError(f'sd={sd} mm over a length of {length} mm tears the outline; wanted sd up to '
-                                       f'{length/2} mm, or a longer length.')
+    if sd > length/2:
+        raise ValueError(f'sd={sd} mm over a length of {length} mm tears the outline; '
+                         f'wanted sd up to {length/2} mm, or a longer length.')
     truth, spacing = mask.numpy()[0], np.array(mask.spacing)
     out, depth = np.zeros_like(truth), np.zeros(truth.shape)
     drawn = []
@@ -101,21 +102,23 @@ def rate(
         out[wins], depth[wins] = k, far[wins]
     return mask.new(np.where(truth < 0, truth, out)[None])
 
-# %% ../../nbs/01_data/07_rater.ipynb #04035fc9
+# %% ../../nbs/01_data/07_rater.ipynb #c7044369
 def mislabel(
     mask:Volume,         # What is true
-    rates,               # (K,K): row i, what a voxel of class i is called; or one number, the share of wrong ones
+    rates,               # (K,K): row i, what a voxel of class i is called; or the share of wrong ones
     length:float=0.,     # Errors come in patches of about this size, mm; 0: every voxel on its own
     seed:int=0,          # Another seed, other places
 )->Volume:               # A mask on the same grid; what nobody looked at (-1) stays so
     "Labels that are wrong at known rates, one by one or in patches"
     truth = mask.numpy()[0]
     K = int(truth.max()) + 1 if np.ndim(rates) == 0 else len(rates)
-    if np.ndim(rates) == 0: rates = np.full((K, K), rates/max(K - 1, 1)) + np.eye(K)*(1 - rates - rates/max(K - 1, 1))
+    if np.ndim(rates) == 0:
+        other = rates/max(K - 1, 1)
+        rates = np.full((K, K), other) + np.eye(K)*(1 - rates - other)
     rates = np.asarray(rates, dtype=np.float64)
     if rates.shape != (K, K) or (rates < 0).any() or abs(rates.sum(1) - 1).max() > 1e-6 or truth.max() >= K:
-        raise ValueError(f'rates of shape {rates.shape} for labels up to {truth.max()}: wanted a square table with '
-                         'a row per label, of probabilities that add up to 1.')
+        raise ValueError(f'rates of shape {rates.shape} for labels up to {truth.max()}: wanted a square '
+                         'table with a row per label, of probabilities that add up to 1.')
     u = ndtr(random_field(truth.shape, mask.spacing, length, np.random.default_rng([seed, 6])))
     said = (u[..., None] >= np.cumsum(rates, 1)[truth.clip(0)][..., :-1]).sum(-1)
     return mask.new(np.where(truth < 0, truth, said).astype(truth.dtype)[None])

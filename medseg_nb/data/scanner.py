@@ -16,7 +16,7 @@ from .case import Case
 from .phantom import add_noise
 from .volume import Volume
 
-# %% ../../nbs/01_data/06_scanner.ipynb #270c46cf
+# %% ../../nbs/01_data/06_scanner.ipynb #3d736485
 def contrast(
     case:Case,          # Clean anatomy
     tissues=None,       # Intensity of labels 0, 1, 2, ...; None leaves the image's own
@@ -31,7 +31,8 @@ def contrast(
                              f'0 to {len(tissues) - 1}. Name one for each.')
         image = np.broadcast_to(np.asarray(tissues, dtype=np.float64)[labels], image.shape)
     if gamma != 1 and image.min() < 0:
-        raise ValueError(f'The darkest voxel is {image.min():.4g}; a curve wants no negative ones. Shift them first.')
+        raise ValueError(f'The darkest voxel is {image.min():.4g}; a curve wants no negative ones. '
+                         'Shift them first.')
     return image**gamma
 
 # %% ../../nbs/01_data/06_scanner.ipynb #a007091c
@@ -60,7 +61,7 @@ def blur(
     sigma = fwhm/np.sqrt(8*np.log(2))/np.asarray(spacing)
     return ndimage.gaussian_filter(image, (0, *sigma), mode='nearest')
 
-# %% ../../nbs/01_data/06_scanner.ipynb #a8c1bcf5
+# %% ../../nbs/01_data/06_scanner.ipynb #66bf304c
 def _slabs(array, ratio):
     "Means over slabs of `ratio` voxels along the last axis, parts of a voxel by their share"
     edges = np.arange(int(array.shape[-1]/ratio + 1e-6) + 1)*ratio
@@ -76,7 +77,8 @@ def thicker(
     "Average over thick slices along the last axis"
     ratio = thickness/volume.spacing[-1]
     if ratio < 1 or ratio > volume.shape[-1]:
-        raise ValueError(f'Slices of {thickness} mm out of {volume.shape[-1]} of {volume.spacing[-1]:.4g} mm: wanted '
+        raise ValueError(f'Slices of {thickness} mm out of {volume.shape[-1]} of '
+                         f'{volume.spacing[-1]:.4g} mm: wanted '
                          f'{volume.spacing[-1]:.4g} to {volume.spacing[-1]*volume.shape[-1]:.4g} mm.')
     array, move = volume.numpy(), np.diag([*np.ones(volume.ndim - 1), ratio, 1])
     move[-2, -1] = (ratio - 1)/2

@@ -255,7 +255,7 @@ def _read(name, folder, n=None):
         if isinstance(c, Case): c.meta.setdefault('set', name)
         yield c
 
-# %% ../../nbs/01_data/20_sets.ipynb #03eebd82
+# %% ../../nbs/01_data/20_sets.ipynb #a1f08f81
 def cases(
     name:str,        # Name of a set
     n:int|None=None, # Only the first n cases, in the order of their names
@@ -264,7 +264,7 @@ def cases(
     e, folder = entry(name), locate(name)
     out = list(_read(name, folder, n))
     gone = [p for c in out for p in getattr(c, 'files', ()) if not p.exists()]
-    if gone: raise FileNotFoundError(f"{len(gone)} files of {name!r} are not there, such as {gone[0]}. "
+    if gone: raise FileNotFoundError(f"The set {name!r} lacks {len(gone)} of its files, such as {gone[0]}. "
                                      f"inspect({name!r}) lists them.")
     if not out:
         raise FileNotFoundError(f"Got no case of {name!r} in {folder}. "

@@ -111,7 +111,7 @@ def _keep(id, image, mask, meta):
     try: return Case(id, image, mask, meta)
     except ValueError: return Found(id, image, mask, meta)
 
-# %% ../../nbs/01_data/08_zoo.ipynb #0f271408
+# %% ../../nbs/01_data/08_zoo.ipynb #9b1603a1
 ANIMALS = {  # Name -> what was done, in words for the key
     'swapped labels': (_swapped, 'labels 1 and 2 are exchanged'),
     'flipped affine': (_flipped, "the mask's affine runs the first axis backward; its voxels do not"),
@@ -147,6 +147,6 @@ def _cage(number, name, seed):
 
 def zoo(
     seed:int=0,   # Another seed, other patients and other broken ones
-)->dict:          # Name of the animal -> (four Cases, or Found where a Case refuses; key: id -> what is wrong)
+)->dict:          # Name -> (four Cases, or Found where a Case refuses; key: id -> what is wrong)
     "Broken data sets with an answer key"
     return {name: _cage(number, name, seed) for number, name in enumerate(ANIMALS)}
