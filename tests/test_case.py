@@ -174,3 +174,13 @@ def test_folds_by_a_missing_key():
     with pytest.raises(ValueError, match="Case '1/0' has no 'site'"):
         folds([Case('0/0', image, meta=dict(site='A')), Case('1/0', image)], 2, by='site')
     with pytest.raises(ValueError, match='folds of 0 patients'): folds([], 2)
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_folds_are_the_most_even_of_many_deals(seed):
+    rng, v = np.random.default_rng(seed), Volume(torch.zeros(1, 2, 2))
+    album = [Case(f'{p}-{i}', v, meta=dict(patient=p, site='abc'[rng.integers(3)]))
+             for p in range(14) for i in range(rng.integers(1, 6))]
+    held = [valid for _, valid in folds(album, 3, by='site')]
+    counts = [[sum(c.meta['site'] == site for c in valid) for site in 'abc'] for valid in held]
+    assert np.ptp(counts, axis=0).sum() <= 3

@@ -116,6 +116,12 @@ def test_misses_and_alarms():
     assert (one[c.numpy() > 0] == 1).all() and one.sum() > c.numpy().sum()
     near = ndimage.distance_transform_edt(c.numpy()[0] == 0)[(one > c.numpy())[0]].min()
     assert near > 1, 'an alarm is clear of the truth'
+    ball = np.zeros((40, 40), np.uint8)
+    ball[17:24, 17:24] = 1
+    apart = Volume(ball[None], np.diag([1, 2, 1]))
+    near = [ndimage.distance_transform_edt(ball == 0)[(rate(apart, s, alarms=6.).numpy()[0] > ball)]
+            for s in range(60)]
+    assert np.concatenate(near).min() > 1.5, 'not even at a corner'
 
 
 def test_each_label_keeps_its_place():

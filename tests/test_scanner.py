@@ -105,6 +105,8 @@ def test_partial_volume_of_a_half_covered_slice():
     looked = Volume(np.repeat([[[[-1, 1, 0, 2]]]], 3, -1).astype(np.int16))
     assert thicker(looked, 3, labels=True).numpy().ravel().tolist() == [-1, 1, 0, 2]
     assert thicker(looked, 3, labels=True).data.dtype == looked.data.dtype
+    tied = Volume(np.tile([2, 1, 0], 4)[None, None, None], np.diag([1, 1, .1, 1]))
+    assert not thicker(tied, .1*3, labels=True).numpy().any(), 'of equal shares the lowest label, always'
 
 
 def test_a_scan_moves_nothing():

@@ -271,7 +271,7 @@ def _lens(r, d, dims):
     if dims == 3: return math.pi*(4*r + d)*(2*r - d)**2/12
     return 2*r*r*math.acos(d/(2*r)) - d/2*math.sqrt(4*r*r - d*d)
 
-# %% ../../nbs/01_data/05_phantom.ipynb #5bc8fb0f
+# %% ../../nbs/01_data/05_phantom.ipynb #c36dfe75
 def pair(
     kind:str='grown',     # 'grown': a ball and one with a larger radius; 'shifted': a ball and its copy
     radius:float=16.,     # Of the true ball, mm
@@ -282,7 +282,7 @@ def pair(
 )->tuple:                 # pred, truth: masks (1,*S) uint8; dict of hd, hd95, assd (mm), dice, volumes
     "Two outlines whose distance and overlap are known by formula"
     if kind not in ('grown', 'shifted'): raise ValueError(f"Got kind={kind!r}, wanted 'grown' or 'shifted'.")
-    if not 0 < by <= radius: raise ValueError(f'by={by}: wanted more than 0 and at most the radius, {radius}.')
+    if not 0 < by <= radius: raise ValueError(f'by={by}: wanted more than 0, at most the radius, {radius}.')
     shape, spacing, affine = _grid(size, spacing, dims)
     center, move = shape*spacing/2 + .137*spacing, np.eye(dims)[0]*by
     if (center + radius + by > shape*spacing).any():
