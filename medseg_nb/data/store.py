@@ -107,7 +107,7 @@ def _packed(case, spacing, axes):
 
 def _kinds(tensors): return {k: [str(v.dtype), *v.shape] for k, v in tensors.items()}
 
-# %% ../../nbs/01_data/30_store.ipynb #c76d2f09
+# %% ../../nbs/01_data/30_store.ipynb #1010bdb8
 @dataclass(frozen=True, eq=False, repr=False)
 class Stored:
     "A case in the store: reads boxes, and remembers where the foreground is"
@@ -144,9 +144,9 @@ class Stored:
         for out, code, f in zip(x, self.tensors['codes'], self.note['channels']):
             low, high = window or (f['low'], f['high'])
             width = high - low or np.inf
-            out = out[put].copy_(code[box])
             shift = torch.tensor((f['offset'] - low)/width)
-            torch.add(shift, out, alpha=f['scale']/width, out=out).clamp_(0, 1)
+            for o, c in zip(out[put].split(16), code[box].split(16)):  # Slabs that fit the CPU's cache
+                torch.add(shift, o.copy_(c), alpha=f['scale']/width, out=o).clamp_(0, 1)
         if 'label' not in self.tensors: y[put] = -1
         elif self.table is None: y[put].copy_(self.tensors['label'][box])
         else: y[put] = self.table[self.tensors['label'][box].long() + 1]
