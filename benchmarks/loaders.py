@@ -52,8 +52,10 @@ def files(folder): return sorted(folder.glob('image_*')), sorted(folder.glob('ma
 def ours(folder, workers, foreground=1/3):
     from medseg_nb.data.loaders import CaseLoader
     from medseg_nb.data.sampling import Patches
-    from medseg_nb.data.store import OnDisk, store
-    stored = store([OnDisk(i.name, i, m) for i, m in zip(*files(folder))], folder=folder/'store')
+    from medseg_nb.data.sets import paired
+    from medseg_nb.data.store import store
+    cases = list(paired(folder, 'image_{id}.nii.gz', 'mask_{id}.nii.gz'))
+    stored = store(cases, folder=folder/'store')
     patches = Patches(stored, PATCH, PER_VOLUME, foreground)
     return CaseLoader(patches, bs=BATCH, shuffle=True, num_workers=workers)
 

@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import time
+from functools import partial
 
 import nibabel as nib
 import numpy as np
@@ -19,7 +20,8 @@ from medseg_nb.data.case import Case
 from medseg_nb.data.files import save
 from medseg_nb.data.loaders import normalize
 from medseg_nb.data.phantom import phantom
-from medseg_nb.data.store import OnDisk, store
+from medseg_nb.data.sets import LazyCase, paired, read_pair
+from medseg_nb.data.store import store
 from medseg_nb.data.volume import Volume
 
 quick = settings(max_examples=60, deadline=None)
@@ -35,12 +37,16 @@ def noise(shape=(1, 6, 7, 8), seed=0): return np.random.default_rng(seed).normal
 
 def files(folder, n=1, size=12):
     "Cases as compressed files"
-    out = []
     for k in range(n):
         c = phantom('organs', k, 3, size)
         save(c.image, folder/f'i{k}.nii.gz'), save(c.mask, folder/f'm{k}.nii.gz')
-        out.append(OnDisk(c.id, folder/f'i{k}.nii.gz', folder/f'm{k}.nii.gz', dict(patient=f'p{k}')))
-    return out
+    def patient(found): return dict(patient=f"p{found['k']}")
+    return list(paired(folder, 'i{k}.nii.gz', 'm{k}.nii.gz', id='organs-{k}', meta=patient))
+
+
+def lazy(name, images, mask=None):
+    "A case of any files"
+    return LazyCase(name, partial(read_pair, images, mask), {}, (*images, *filter(None, [mask])))
 
 
 def names(folder): return sorted(p.name for p in folder.iterdir())
@@ -146,21 +152,22 @@ def test_two_dimensions(tmp_path):
 
 def test_from_files_as_from_memory(tmp_path):
     a, = files(tmp_path)
-    one, two = store([a], folder=tmp_path/'s')[0], store([a.load()], folder=tmp_path/'s')[0]
+    one, two = store([a], folder=tmp_path/'s')[0], store([a.read()], folder=tmp_path/'s')[0]
     assert one.path != two.path and one.patient == two.patient == 'p0'
     assert all(torch.equal(p, q) for p, q in zip(one.read(), two.read()))
 
 
 def test_modalities(tmp_path):
     a, b = files(tmp_path, 2)
-    both, = store([OnDisk('ab', (a.image, b.image), a.mask)], folder=tmp_path/'s')
+    (image, mask), (other, _) = a.files, b.files
+    both, = store([lazy('ab', (image, other), mask)], folder=tmp_path/'s')
     alone, = store([b], folder=tmp_path/'s')
     assert both.channels == 2 and torch.equal(both.read()[0][1], alone.read()[0][0])
     with pytest.raises(FileNotFoundError, match="Case 'x' lacks t2.nii.gz, no.nii"):
-        store([OnDisk('x', (a.image, tmp_path/'t2.nii.gz'), tmp_path/'no.nii')], folder=tmp_path/'s')
-    save(a.load().image.flip(0), tmp_path/'flip.nii.gz')
-    with pytest.raises(ValueError, match="Case 'x': i0.nii.gz and flip.nii.gz differ. flip"):
-        OnDisk('x', (a.image, tmp_path/'flip.nii.gz')).load()
+        store([lazy('x', (image, tmp_path/'t2.nii.gz'), tmp_path/'no.nii')], folder=tmp_path/'s')
+    save(a.image.flip(0), tmp_path/'flip.nii.gz')
+    with pytest.raises(ValueError, match="Case 'x': .*flip.nii.gz and .*i0.nii.gz differ: flip"):
+        lazy('x', (image, tmp_path/'flip.nii.gz')).read()
 
 
 def test_the_name_follows_the_content(tmp_path):
@@ -180,10 +187,11 @@ def test_the_name_follows_the_content(tmp_path):
 def test_a_changed_file_is_seen(tmp_path):
     a, = files(tmp_path)
     old, = store([a], folder=tmp_path/'s')
-    v = nib.load(a.image)
-    stamp = os.stat(a.image)
-    nib.save(nib.Nifti1Image(np.asanyarray(v.dataobj)*2 + 1, v.affine), a.image)
-    os.utime(a.image, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    path = a.files[0]
+    v = nib.load(path)
+    stamp = os.stat(path)
+    nib.save(nib.Nifti1Image(np.asanyarray(v.dataobj)*2 + 1, v.affine), path)
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     new, = store([a], folder=tmp_path/'s')
     assert new.path != old.path and new.case().image.data.max() > old.case().image.data.max()
 
@@ -201,7 +209,7 @@ def test_built_once(tmp_path, monkeypatch):
     a, = files(tmp_path)
     store([a], folder=tmp_path/'s')
     def never(*args): raise AssertionError('unpacked again')
-    monkeypatch.setattr(OnDisk, 'load', never)
+    monkeypatch.setattr(LazyCase, 'read', never)
     assert store([a], folder=tmp_path/'s')[0].shape == (12, 12, 12)
 
 
@@ -350,3 +358,43 @@ def test_it_goes_into_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv('MEDSEG_CACHE', str(tmp_path))
     s, = store([phantom(dims=3, size=8)])
     assert s.path.parent == tmp_path/'store' and s.path.is_file()
+
+
+def test_lazy_cases_are_named_by_files_and_reader(tmp_path):
+    a, = files(tmp_path)
+    image, mask = a.files
+    def double(x): return x*2
+    def name(load, *paths): return module._name(LazyCase('x', load, {}, paths or (image, mask)), None, None)
+    base = name(partial(read_pair, (image,), mask))
+    assert base == module._name(a, None, None)
+    copy = tmp_path/'elsewhere'
+    copy.mkdir()
+    for p in (image, mask): (copy/p.name).write_bytes(p.read_bytes())
+    moved = copy/image.name, copy/mask.name
+    assert name(partial(read_pair, moved[:1], moved[1]), *moved) == base
+    others = [name(partial(read_pair, (image,), None), image),
+              name(partial(read_pair, (image,), mask, relabel={0: 0, 1: 1})),
+              name(partial(read_pair, (image, image), mask))]
+    assert len({base, *others}) == 4
+    class Reader:
+        def __init__(self, relabel=None): self.relabel = relabel
+        def pair(self): return read_pair((image,), mask, relabel=self.relabel)
+        __call__ = pair
+    by_voxels = [(name(lambda: read_pair((image,), mask)),
+                  name(lambda: read_pair((image,), mask, relabel=double))),
+                 (name(Reader()), name(Reader(double))), (name(Reader().pair), name(Reader(double).pair))]
+    assert len({base, *by_voxels[0]}) == 3 and len({*by_voxels}) == 1
+
+
+def test_a_folder_of_slices_is_named_by_all_its_files(tmp_path):
+    a, = files(tmp_path)
+    folder = tmp_path/'slices'
+    folder.mkdir()
+    for k in range(2): (folder/f'{k}.dcm').write_bytes(bytes([k]))
+    case = LazyCase('x', partial(read_pair, (folder,), None), {}, (folder,))
+    def name(): return module._name(case, None, None)
+    first = name()
+    (folder/'1.dcm').write_bytes(b'2')
+    second = name()
+    (folder/'1.dcm').rename(folder/'3.dcm')
+    assert len({first, second, name()}) == 3

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Entry', 'dataset', 'entry', 'locate', 'fill', 'find', 'LazyCase', 'read_pair', 'paired', 'raters', 'sets', 'cases',
-           'inspect', 'fingerprint']
+           'inspect', 'stamp', 'fingerprint']
 
 # %% ../../nbs/01_data/20_sets.ipynb #e9ad198f
 import hashlib, importlib, os, re
@@ -149,7 +149,7 @@ def _bytes(case): return sum(v.data.nbytes for v in (case.image, case.mask) if v
 
 _recent = _Recent(limit=256_000_000)
 
-# %% ../../nbs/01_data/20_sets.ipynb #d7ebe4c3
+# %% ../../nbs/01_data/20_sets.ipynb #648fbbcf
 class LazyCase(Case):
     "A Case whose voxels are read when they are asked for; id, meta and patient cost nothing"
     def __new__(cls, *args, image=None, mask=None, **fields): # `dataclasses.replace` makes a plain Case
@@ -167,6 +167,8 @@ class LazyCase(Case):
 
     def read(self)->Case: # Image and mask checked as for any Case
         "The whole case, read from its files"
+        lost = ', '.join(p.name for p in self.files if not p.exists())
+        if lost: raise FileNotFoundError(f"Case {self.id!r} lacks {lost}; leave the case out or bring it.")
         try: image, mask = self.load()
         except ValueError as e: raise ValueError(f'Case {self.id!r}: {e}') from e
         return Case(self.id, image, mask, self.meta)
@@ -289,7 +291,14 @@ def inspect(
     rows = [(p.relative_to(folder).as_posix(), *rest) for p, *rest in rows]
     return pd.DataFrame(rows, columns=['file', 'state', 'case'])
 
-# %% ../../nbs/01_data/20_sets.ipynb #357eaf89
+# %% ../../nbs/01_data/20_sets.ipynb #36161b77
+def stamp(
+    v:Volume,  # A volume, or None
+)->bytes:      # Other bytes for another shape, type, affine or voxel
+    "What tells one volume from another"
+    if v is None: return b'no mask'
+    return repr((v.shape, v.data.dtype)).encode() + v.affine.tobytes() + v.numpy().tobytes()
+
 def fingerprint(
     cases:list[Case], # The cases of a run, in any order
 )->str:               # 64 hexadecimal digits
@@ -297,7 +306,5 @@ def fingerprint(
     h = hashlib.sha256()
     for c in sorted(cases, key=lambda c: c.id):
         h.update(repr((c.id, c.patient)).encode())
-        for v in (c.image, c.mask):
-            if v is None: h.update(b'no mask')
-            else: h.update(repr((v.shape, v.data.dtype)).encode() + v.affine.tobytes() + v.numpy().tobytes())
+        for v in (c.image, c.mask): h.update(stamp(v))
     return h.hexdigest()
