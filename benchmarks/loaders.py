@@ -11,7 +11,8 @@ counted. What must be done before the first patch is reported apart (`first`), a
 costs (`again`). Ratios say how many times faster the store is, by the clock and by the processor's time,
 which other programs disturb less (with workers only the clock counts: their time is not in the second
 column). Peak memory is the largest resident size of the process, its imports and its file mappings
-included; TorchIO's queue holds 64 patches.
+included; TorchIO's queue holds 64 patches. Boxes anywhere are compared with boxes anywhere, and boxes of which
+a share is centered on foreground with such boxes.
 """
 import argparse
 import json
@@ -100,7 +101,8 @@ class Pairs:
 
 
 METHODS = {
-    'medseg_nb store, Patches': ours,
+    'medseg_nb store, Patches': lambda f, w: ours(f, w, foreground=0),
+    'medseg_nb store, Patches, a third on foreground': ours,
     'MONAI CacheDataset, RandSpatialCrop': monai,
     'MONAI CacheDataset, RandCropByPosNegLabel': lambda f, w: monai(f, w, 'RandCropByPosNegLabeld'),
     'TorchIO Queue, UniformSampler': torchio,
@@ -108,6 +110,12 @@ METHODS = {
     'tuned: MONAI, both patches of a batch from one copy':
         lambda f, w: monai(f, w, 'RandSpatialCropSamplesd', crops_at_once=2),
     'tuned: MONAI, copy_cache=False, no metadata': lambda f, w: monai(f, w, tuned=True)}
+ANYWHERE, FOREGROUND = list(METHODS)[:2]
+
+
+def peer(name):
+    "Ours that does the same work: boxes anywhere, or some of them on foreground"
+    return FOREGROUND if any(word in name for word in ('foreground', 'PosNeg', 'Label')) else ANYWHERE
 
 
 def one(name, folder, workers):
@@ -134,13 +142,12 @@ def one(name, folder, workers):
 
 
 def table(results):
-    "Lines of a markdown table: medians over the rounds, ratios to the first row"
+    "Lines of a markdown table: medians over the rounds, ratios to the store doing the same work"
     mid = lambda name, key: statistics.median(r[key] for r in results[name])
-    base, *_ = names = list(results)
     yield '| | patches/s | ratio | per CPU second | ratio | ready: first, again (s) | peak memory (MB) |'
     yield '|---|---|---|---|---|---|---|'
-    for name in names:
-        pairs = list(zip(results[base], results[name]))
+    for name in results:
+        pairs = list(zip(results[peer(name)], results[name]))
         cells = [name]
         for key in ('rate', 'cpu'):
             cells += [f'{mid(name, key):.0f}', f'{statistics.median(a[key]/b[key] for a, b in pairs):.1f}']

@@ -173,9 +173,9 @@ def test_bad_files(tmp_path):
     mask = random_labels(rng, place(rng))
     files = write_series(tmp_path, mask.affine)
     with pytest.raises(FileNotFoundError): read_seg(tmp_path/'none.dcm')
-    with pytest.raises(ValueError, match='0.dcm cannot be read as DICOM SEG'): read_seg(files[0])
+    with pytest.raises(ValueError, match='0.dcm cannot be read: '): read_seg(files[0])
     (tmp_path/'text.dcm').write_text('not DICOM')
-    with pytest.raises(ValueError, match='text.dcm cannot be read as'): segments(tmp_path/'text.dcm')
+    with pytest.raises(ValueError, match='text.dcm cannot be read: '): segments(tmp_path/'text.dcm')
     whole = write_seg(mask, tmp_path/'seg.dcm', files, names).read_bytes()
     for n in range(0, len(whole) - 1, 251):
         (tmp_path/'cut.dcm').write_bytes(whole[:n])

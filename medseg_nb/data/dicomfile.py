@@ -6,8 +6,8 @@
 __all__ = ['CHEST_CT', 'APART', 'TAGS', 'PIXELS', 'DEFLATED', 'TYPES', 'KINDS', 'header', 'kind', 'Frame', 'frames', 'layout',
            'stored', 'voxels', 'pixel_size', 'picture']
 
-# %% ../../nbs/01_data/12_dicomfile.ipynb #801cc893
-import os, warnings, zlib
+# %% ../../nbs/01_data/12_dicomfile.ipynb #11b9e695
+import warnings, zlib
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
@@ -21,6 +21,7 @@ from pydicom.pixels import get_decoder, iter_pixels
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ..core.fetch import Archive
+from .nifti import check_memory
 from .volume import Volume
 
 # %% ../../nbs/01_data/12_dicomfile.ipynb #049be0ee
@@ -41,13 +42,7 @@ TAGS = APART + (
     'PerFrameFunctionalGroupsSequence PixelData').split()
 PIXELS, DEFLATED = 0x7FE00010, b'\2\0\x10\0UI\x16\x001.2.840.10008.1.2.1.99'
 
-# %% ../../nbs/01_data/12_dicomfile.ipynb #e2c54d11
-def _room(size, what):
-    "Refuse what this machine cannot hold"
-    have = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES') if hasattr(os, 'sysconf') else 2**36
-    if size > have:
-        raise ValueError(f'{what} would fill {size/2**30:.1f} GiB of memory; there are {have/2**30:.1f}.')
-
+# %% ../../nbs/01_data/12_dicomfile.ipynb #dba1297b
 def _inflated(path):
     "How many bytes a deflated file unpacks to, counted piece by piece"
     unpack, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
@@ -72,7 +67,7 @@ def _settle(h):
         if e.keyword in TYPES and (e.VR != TYPES[e.keyword] or e.VM > 1):
             raise ValueError(f'{e.keyword} is {e.VM} {e.VR}; wanted one {TYPES[e.keyword]}.')
 
-# %% ../../nbs/01_data/12_dicomfile.ipynb #89928bc2
+# %% ../../nbs/01_data/12_dicomfile.ipynb #99a5f8ad
 def header(
     path,      # A file
     tags=TAGS, # Keywords of the elements wanted; None is all
@@ -82,7 +77,7 @@ def header(
     marked, deflated = start[128:132] == b'DICM', DEFLATED in start
     if not marked and start[:2] not in (b'\x08\0', b'\0\x08', b'\2\0'): return None
     try:
-        if deflated: _room(_inflated(path), f'{path}, unpacked,')
+        if deflated: check_memory(_inflated(path), f'{path} unpacks to')
         h = dcmread(path, defer_size=None if deflated else 2048, force=True, specific_tags=tags)
         if not marked and 'SOPClassUID' not in h: return None
         if not h.file_meta.get('TransferSyntaxUID'):
@@ -229,7 +224,7 @@ def _rescaled(x, slope, intercept, out):
     if intercept: out += np.uint16(intercept % 2**16).astype(np.int16)
     return True
 
-# %% ../../nbs/01_data/12_dicomfile.ipynb #4c132e22
+# %% ../../nbs/01_data/12_dicomfile.ipynb #cbc7fd62
 def voxels(
     slices:list,    # Frames, in the order wanted, of one size
     scale:float=1., # A factor for all, from the unit of the files to another
@@ -239,7 +234,8 @@ def voxels(
     maps = np.array(maps)*scale
     shape, whole = (len(slices), *layout(slices[0])[0]), (maps == np.round(maps)).all()
     for dtype in (np.int16, np.float32)[not whole:]:
-        _room(np.prod(shape, dtype=object)*np.dtype(dtype).itemsize, f'{slices[0].path}, {shape} voxels,')
+        size = int(np.prod(shape, dtype=object))*np.dtype(dtype).itemsize
+        check_memory(size, f'{slices[0].path}, {shape} voxels, would fill')
         files = (list(g) for _, g in groupby(slices, key=lambda f: f.path))
         numbers = (x for fs in files for x in stored(fs[0], [f.index for f in fs]))
         out = np.empty(shape, dtype)

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['segments', 'read_seg', 'write_seg']
 
-# %% ../../nbs/01_data/16_dicomseg.ipynb #5589d58d
+# %% ../../nbs/01_data/16_dicomseg.ipynb #bbbe82c6
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np, pandas as pd, pydicom
 
 from ..core.run import atomic
+from .nifti import reading
 from .volume import Volume
 
-# %% ../../nbs/01_data/16_dicomseg.ipynb #e4a28ede
+# %% ../../nbs/01_data/16_dicomseg.ipynb #a3182893
 def _highdicom():
     "The library, or an error that says how to get it"
     try: import highdicom
@@ -25,10 +26,7 @@ def _highdicom():
 def _open(path):
     "The segmentation object in a file"
     hd = _highdicom()
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'{path} is not a file in {Path(path).absolute().parent}.')
-    try: return hd.seg.segread(path)
-    except Exception as e: raise ValueError(f'{path} cannot be read as DICOM SEG: {e}') from e
+    with reading(path): return hd.seg.segread(path)
 
 # %% ../../nbs/01_data/16_dicomseg.ipynb #4f26f5ca
 def segments(

@@ -5,19 +5,18 @@
 # %% auto #0
 __all__ = ['kind', 'load', 'save']
 
-# %% ../../nbs/01_data/17_files.ipynb #2af4637c
+# %% ../../nbs/01_data/17_files.ipynb #2731175b
 import re, zlib
 from pathlib import Path
 
 from .nifti import read_nifti, write_nifti
 from .nrrd import read_nrrd, write_nrrd
-from .picture import read_picture, write_picture
+from .picture import SUFFIXES, read_picture, write_picture
 from .volume import Volume
 
-# %% ../../nbs/01_data/17_files.ipynb #93467f2c
+# %% ../../nbs/01_data/17_files.ipynb #e5803506
 _KINDS = {'NIfTI': ('.nii', '.nii.gz'), 'NRRD': ('.nrrd', '.nhdr'), 'MetaImage': ('.mha', '.mhd'),
-          'PNG': ('.png',), 'JPEG': ('.jpg', '.jpeg'), 'TIFF': ('.tif', '.tiff'), 'BMP': ('.bmp',),
-          'GIF': ('.gif',), 'PPM': ('.ppm', '.pgm', '.pbm', '.pnm'), 'DICOM': ('.dcm', '.dicom', '.ima')}
+          **SUFFIXES, 'DICOM': ('.dcm', '.dicom', '.ima')}
 _MAGIC = {'DICOM': rb'.{128}DICM', 'NIfTI': rb'.{4}n[+i][12]\0|.{344}n[+i][12]\0', 'NRRD': rb'NRRD0',
           'MetaImage': rb'\s*(ObjectType|NDims|Comment|ObjectSubType) *=',
           'PNG': rb'\x89PNG\r\n\x1a\n', 'JPEG': rb'\xff\xd8\xff', 'TIFF': rb'II[*+]\0|MM\0[*+]',
@@ -39,18 +38,17 @@ def _kind_by_name(path):
     "What a file should be by its name, '' if that says nothing"
     return next((k for k, ends in _KINDS.items() if path.name.lower().endswith(ends)), '')
 
-# %% ../../nbs/01_data/17_files.ipynb #d0868eb7
+# %% ../../nbs/01_data/17_files.ipynb #afbd8c90
 def _read_dicom(path):
     "The series in a folder, or the image or segmentation in a DICOM file"
     if path.is_dir():
         from medseg_nb.data.dicom import read_series
         return read_series(path)
-    from pydicom import dcmread
-    from pydicom.uid import RTStructureSetStorage, SegmentationStorage
-    uid = dcmread(path, stop_before_pixels=True, specific_tags=['SOPClassUID'], force=True).get('SOPClassUID')
-    if uid == RTStructureSetStorage:
-        raise ValueError(f'{path} holds contours: read_rtstruct(path, like=image).')
-    if uid == SegmentationStorage:
+    from medseg_nb.data import dicomfile
+    h = dicomfile.header(path, ['SOPClassUID'])
+    what = h and dicomfile.kind(h)
+    if what == 'RTSTRUCT': raise ValueError(f'{path} holds contours: read_rtstruct(path, like=image).')
+    if what == 'SEG':
         from medseg_nb.data.dicomseg import read_seg
         return read_seg(path)
     from medseg_nb.data.dicom import read_image

@@ -56,15 +56,15 @@ def _header(raw):
     hint = ' It is gzip: end its name in .nii.gz.' if raw[:2] == b'\x1f\x8b' else ''
     raise ValueError(f'it is not NIfTI: it begins with {bytes(raw[:8])!r} and lacks the word n+1.{hint}')
 
-# %% ../../nbs/01_data/09_nifti.ipynb #16a76958
+# %% ../../nbs/01_data/09_nifti.ipynb #ecb2bddc
 def check_memory(
-    size:int, # Bytes that are about to be needed
+    size:int,                   # Bytes that are about to be needed
+    what:str='it unpacks to',   # How the error begins
 ):
-    "Refuse what does not fit into the memory of this machine"
-    if not hasattr(os, 'sysconf'): return
-    has = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
+    "Refuse what does not fit into the memory of this machine; 64 GiB where the machine does not say"
+    has = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES') if hasattr(os, 'sysconf') else 2**36
     if size > has:
-        raise ValueError(f'it unpacks to {size/2**30:.3g} GB; this machine has {has/2**30:.3g} GB.')
+        raise ValueError(f'{what} {size/2**30:.3g} GiB of memory; this machine has {has/2**30:.3g}.')
 
 def _promised(header, most):
     "Bytes the file must have by its header; refused beyond `most`, which it can have at all"

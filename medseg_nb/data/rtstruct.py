@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['inside', 'rois', 'read_rtstruct']
 
-# %% ../../nbs/01_data/15_rtstruct.ipynb #0af88909
+# %% ../../nbs/01_data/15_rtstruct.ipynb #ace24bf1
 import warnings
 from collections import Counter, defaultdict
 
 import numpy as np, pandas as pd, pydicom
 
+from .nifti import reading
 from .volume import Volume
 
 # %% ../../nbs/01_data/15_rtstruct.ipynb #dd96916b
@@ -86,14 +87,12 @@ def _mask(outlines, hollow, like, name):
         if n: warnings.warn(f'ROI {name!r}: {n} slices {what}.', stacklevel=3)
     return like.new(mask[None])
 
-# %% ../../nbs/01_data/15_rtstruct.ipynb #f07cfb62
+# %% ../../nbs/01_data/15_rtstruct.ipynb #1e897485
 def _read(path):
     "The data set of an RTSTRUCT file"
-    try:
+    with reading(path):
         ds = pydicom.dcmread(path)
         for _ in ds.iterall(): pass
-    except FileNotFoundError: raise
-    except Exception as e: raise ValueError(f'{path} cannot be read as DICOM: {e}') from e
     if ds.get('Modality') != 'RTSTRUCT':
         raise ValueError(f"{path} has modality {ds.get('Modality')!r}; wanted an RTSTRUCT.")
     return ds
