@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from .clahe import clahe
 
-# %% ../../nbs/01_data/29_augment.ipynb #82dd7806
+# %% ../../nbs/01_data/29_augment.ipynb #8d0db9f5
 def _spline(n, m, like):
     "How much each of m lattice points counts at each of n voxels (1,n,m); squares sum to 1 at every voxel"
     t = (torch.arange(n, device=like.device, dtype=like.dtype) + .5)/n*(m - 3)
@@ -33,6 +33,10 @@ def _along(x, matrices):
         flat = rows.reshape(len(x), -1, rows.shape[-1])@m.transpose(1, 2)
         x = flat.reshape(*rows.shape[:-1], m.shape[1]).movedim(-1, axis)
     return x
+
+def _field(lattice, shape):
+    "A smooth field (B,C,*shape) from its lattice (B,C,*m)"
+    return _along(lattice, [_spline(n, m, lattice) for n, m in zip(shape, lattice.shape[2:])])
 
 # %% ../../nbs/01_data/29_augment.ipynb #b1fbe022
 @dataclass
@@ -91,7 +95,7 @@ def _matrix(d, size):
     a = a*(1 - 2*d['flip'].float())[:, :, None]
     return torch.cat([a, a@(-2*d['shift'][..., None])], 2)
 
-# %% ../../nbs/01_data/29_augment.ipynb #0bd2ae47
+# %% ../../nbs/01_data/29_augment.ipynb #59263d8e
 def _places(d, shape, spacing):
     "Old places (B,*S,n) of all voxels, last axis first as grid_sample wants them"
     size = torch.tensor(shape)*(torch.ones(len(shape)) if spacing is None else torch.tensor(spacing))
@@ -99,7 +103,7 @@ def _places(d, shape, spacing):
     m = torch.cat([m[..., :-1].flip(2), m[..., -1:]], 2).to(d['elastic'])
     grid = F.affine_grid(m, (len(m), 1, *shape), align_corners=False)
     if not d['elastic'].any(): return grid
-    bend = _along(d['elastic'], [_spline(n, 7, grid) for n in shape])
+    bend = _field(d['elastic'], shape)
     return grid + (bend*(2*size.min()/size).to(grid).reshape(-1, *(1,)*len(shape))).flip(1).movedim(1, -1)
 
 def _moved(x, y, d, spacing):
@@ -130,10 +134,10 @@ def _coarse(factor, n):
     few = [F.interpolate(eye, max(round(n/f), 1), mode='area') for f in factor.tolist()]
     return torch.cat([F.interpolate(e, n, mode='linear').transpose(1, 2) for e in few])
 
-# %% ../../nbs/01_data/29_augment.ipynb #73080039
+# %% ../../nbs/01_data/29_augment.ipynb #8780a793
 def _wide(v, x): return v.reshape(-1, *(1,)*(x.ndim - 1))
 def _mean(x): return _wide(x.flatten(1).mean(1), x)
-def _bias(x, v): return x*_along(v, [_spline(n, 7, x) for n in x.shape[2:]]).exp()
+def _bias(x, v): return x*_field(v, x.shape[2:]).exp()
 def _contrast(x, v): return (x - _mean(x))*_wide(v, x) + _mean(x)
 def _gamma(x, v): return x.clamp(min=0)**_wide(v, x)
 def _clahe(x, v): return torch.cat([clahe(i[None].clamp(0, 1), clip) for i, clip in zip(x, v.tolist())])

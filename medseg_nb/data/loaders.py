@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLORS', 'normalize', 'resize', 'prepare', 'Prepared', 'CaseLoader', 'unite', 'dataloaders']
 
-# %% ../../nbs/01_data/31_loaders.ipynb #a4ef2408
+# %% ../../nbs/01_data/31_loaders.ipynb #cf877364
 import random, warnings
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from matplotlib.colors import ListedColormap
 
 from ..core.run import device
-from .case import Case
+from .case import PALETTE, Case
 from .volume import Volume
 
 # %% ../../nbs/01_data/31_loaders.ipynb #13a2f543
@@ -169,8 +169,8 @@ def dataloaders(
     learn.augment = augment
     return DataLoaders(learn, look, device=device())
 
-# %% ../../nbs/01_data/31_loaders.ipynb #b6a46188
-COLORS = ListedColormap(['#E69F00', '#56B4E9', '#009E73', '#F0E442', '#0072B2', '#D55E00', '#CC79A7'])
+# %% ../../nbs/01_data/31_loaders.ipynb #da7b6b5f
+COLORS = ListedColormap(PALETTE)
 
 def _slice(x, *labels):
     "What is drawn of a case: the middle channel and the labels, in 3-D those of the fullest slice"

@@ -6,7 +6,7 @@
 __all__ = ['points', 'balls', 'luna16', 'msd', 'hippocampus_msd', 'hecktor2021', 'hecktor2022', 'ibsi_sts_lite', 'lits',
            'segthor', 'prostate']
 
-# %% ../../nbs/01_data/26_sets_body.ipynb #26fbb71c
+# %% ../../nbs/01_data/26_sets_body.ipynb #6356cd56
 import json, re
 from functools import partial
 from itertools import product
@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from .files import load
-from .sets import LazyCase, dataset, find, paired, read_pair
+from .sets import LazyCase, dataset, find, foreground, paired, read_pair
 from .sets_brain import read_onto_first
 from .volume import Volume
 
@@ -232,11 +232,9 @@ def segthor(
     return paired(folder, r'{patient:Patient_\d+}/{patient}.nii.gz', '{patient}/GT.nii.gz', id='{patient}',
                   meta=dict(modality='CT', classes=('background', 'esophagus', 'heart', 'trachea', 'aorta')))
 
-# %% ../../nbs/01_data/26_sets_body.ipynb #b0ac5953
+# %% ../../nbs/01_data/26_sets_body.ipynb #7111f044
 _SITES = dict(RUNMC=('Siemens', '3 T'), BMC=('Philips', '1.5 T'), I2CVB=('Siemens', '3 T'),
               UCL=('Siemens', '1.5 T and 3 T'), BIDMC=('GE', '3 T'), HK=('Siemens', '1.5 T'))
-
-def _above_zero(x): return (x > 0).astype(np.uint8)
 
 @dataset(count=116, what='Prostate in T2 MR from six sites, three vendors',
     license='The terms of its three sources; see its page',
@@ -255,4 +253,4 @@ def prostate(
         mask = masks.get((f['site'], f['case']), path.with_name(f'{f["case"]}_segmentation.nii.gz'))
         meta = dict(patient=id, site=f['site'], modality='MR', classes=('background', 'prostate'))
         meta |= dict(zip(('vendor', 'scanner'), _SITES.get(f['site'], ())))
-        yield LazyCase(id, partial(read_pair, (path,), mask, relabel=_above_zero), meta, (path, mask))
+        yield LazyCase(id, partial(read_pair, (path,), mask, relabel=foreground), meta, (path, mask))

@@ -6,7 +6,7 @@
 __all__ = ['picture_pair', 'kvasir_seg', 'ph2', 'fuseg', 'rle_decode', 'rle_encode', 'siim_pneumothorax', 'idrid', 'chase_db1',
            'drive', 'stare', 'jsrt']
 
-# %% ../../nbs/01_data/22_sets_flat.ipynb #1202fc3b
+# %% ../../nbs/01_data/22_sets_flat.ipynb #5634dac3
 import csv, gzip, io
 from functools import partial
 from pathlib import Path
@@ -15,17 +15,16 @@ import numpy as np, torch
 from PIL import Image
 
 from .files import load
-from .sets import LazyCase, dataset, fill, find, paired
+from .sets import LazyCase, dataset, fill, find, foreground, paired
 from .volume import Volume
 
-# %% ../../nbs/01_data/22_sets_flat.ipynb #3fe04b82
-def _inside(x): return (x > 0).any(0, keepdims=True).astype('uint8')
+# %% ../../nbs/01_data/22_sets_flat.ipynb #84907382
 def _bright(x): return (x > 127).any(0, keepdims=True).astype('uint8')
 
 def picture_pair(
     images:tuple,    # The picture, alone
     mask:Path,       # Its mask, or None
-    rule=_inside,    # Mask pixels (C, rows, columns) -> labels (1, rows, columns)
+    rule=foreground,    # Mask pixels (C, rows, columns) -> labels (1, rows, columns)
     channels:int=3,  # Channels of the picture to keep: 3 drop the transparency of a fourth
 )->tuple:            # (image, mask or None)
     "A picture and its mask on the pixels of the picture, whatever resolution either file states"
@@ -140,13 +139,13 @@ def siim_pneumothorax(
 _LESIONS = ('1. Microaneurysms/{id}_MA', '2. Haemorrhages/{id}_HE', '3. Hard Exudates/{id}_EX',
             '4. Soft Exudates/{id}_SE', '5. Optic Disc/{id}_OD')
 
-# %% ../../nbs/01_data/22_sets_flat.ipynb #38a28272
+# %% ../../nbs/01_data/22_sets_flat.ipynb #e748c803
 def _painted(image, masks):
     "A picture, and a label map painted from the last mask to the first, so the first stays on top"
     v = load(image, dims=2)
     out = np.zeros((1, *v.shape), 'uint8')
     for label, p in reversed(list(enumerate(masks, 1))):
-        if p: out[_inside(load(p, dims=2).numpy()) > 0] = label
+        if p: out[foreground(load(p, dims=2).numpy()) > 0] = label
     return v, v.new(torch.from_numpy(out))
 
 # %% ../../nbs/01_data/22_sets_flat.ipynb #032be007
@@ -200,13 +199,13 @@ def drive(
                   mask={k: f'{{split}}/{k}_manual/{{patient}}_manual{k[0]}.gif' for k in ('1st', '2nd')},
                   meta=_VESSEL, unlabeled=True, read=picture_pair)
 
-# %% ../../nbs/01_data/22_sets_flat.ipynb #c0246284
+# %% ../../nbs/01_data/22_sets_flat.ipynb #1e0cbb79
 def _gunzipped(path):
     with gzip.open(path) as f: return np.atleast_3d(Image.open(io.BytesIO(f.read(1<<25))))
 
 def _stare(images, mask):
     image = Volume(np.moveaxis(_gunzipped(images[0]), -1, 0))
-    return image, image.new(torch.from_numpy(_inside(np.moveaxis(_gunzipped(mask), -1, 0))))
+    return image, image.new(torch.from_numpy(foreground(np.moveaxis(_gunzipped(mask), -1, 0))))
 
 @dataset(what="Fundus photographs, half of them ill, vessels by two raters", count=20,
     license="Free for research; no license stated",
@@ -224,7 +223,7 @@ def stare(
 # %% ../../nbs/01_data/22_sets_flat.ipynb #9b97bf4f
 _ORGANS = 'left lung', 'right lung', 'heart', 'left clavicle', 'right clavicle'
 
-# %% ../../nbs/01_data/22_sets_flat.ipynb #a24279e6
+# %% ../../nbs/01_data/22_sets_flat.ipynb #94fd992b
 def _jsrt(image, masks):
     "A film of 2048 x 2048 numbers, and its organs, each pixel of whose masks covers 2 x 2 of the film"
     raw = np.fromfile(image, '>u2')
@@ -232,7 +231,7 @@ def _jsrt(image, masks):
     v = Volume(raw.reshape(1, 2048, 2048).astype('int16'), np.diag([.175, .175, 1]))
     out = np.zeros((1, 2048, 2048), 'uint8')
     for label, p in enumerate(masks, 1):
-        out[_inside(load(p, dims=2).numpy()).repeat(2, 1).repeat(2, 2) > 0] = label
+        out[foreground(load(p, dims=2).numpy()).repeat(2, 1).repeat(2, 2) > 0] = label
     return v, v.new(torch.from_numpy(out))
 
 # %% ../../nbs/01_data/22_sets_flat.ipynb #1d173438

