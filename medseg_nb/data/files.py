@@ -38,15 +38,15 @@ def _kind_by_name(path):
     "What a file should be by its name, '' if that says nothing"
     return next((k for k, ends in _KINDS.items() if path.name.lower().endswith(ends)), '')
 
-# %% ../../nbs/01_data/17_files.ipynb #afbd8c90
+# %% ../../nbs/01_data/17_files.ipynb #23f72f84
 def _read_dicom(path):
     "The series in a folder, or the image or segmentation in a DICOM file"
     if path.is_dir():
         from medseg_nb.data.dicom import read_series
         return read_series(path)
-    from medseg_nb.data import dicomfile
-    h = dicomfile.header(path, ['SOPClassUID'])
-    what = h and dicomfile.kind(h)
+    from medseg_nb.data.dicomfile import header, kind as kind_of
+    h = header(path, ['SOPClassUID'])
+    what = h and kind_of(h)
     if what == 'RTSTRUCT': raise ValueError(f'{path} holds contours: read_rtstruct(path, like=image).')
     if what == 'SEG':
         from medseg_nb.data.dicomseg import read_seg
