@@ -1,4 +1,5 @@
 "Slow, obvious re-implementations that the tests compare the package with."
+from fractions import Fraction
 from itertools import product
 
 import numpy as np
@@ -66,3 +67,253 @@ def balls_by_loops(like, centers, diameters):
         nearest = tuple(int(x) for x in np.round(np.linalg.solve(like.affine, [*center, 1.])[:3]))
         if all(0 <= k < n for k, n in zip(nearest, like.shape)): out[nearest] = 1
     return out
+
+
+def votes_of_voxel(votes, i): return [int(v[i]) for v in votes if v[i] >= 0]
+
+
+def kappa_by_pairs(votes):
+    "Fleiss' kappa: two raters of a voxel drawn at random, against any two votes, drawn with replacement"
+    votes = np.asarray(votes).reshape(len(votes), -1)
+    same, R = [], len(votes)
+    for i in range(votes.shape[1]):
+        v = votes_of_voxel(votes, i)
+        same.append(np.mean([v[a] == v[b] for a in range(R) for b in range(R) if a != b]))
+    everything = votes.ravel().tolist()
+    chance = sum((everything.count(k)/len(everything))**2 for k in set(everything))
+    return (np.mean(same) - chance)/(1 - chance) if len(set(everything)) > 1 else float('nan')
+
+
+def alpha_by_pairs(votes, level):
+    "Krippendorff's alpha: pairs within a voxel against pairs of any two votes, one pair at a time"
+    votes = np.asarray(votes).reshape(len(votes), -1)
+    units = [u for i in range(votes.shape[1]) if len(u := votes_of_voxel(votes, i)) > 1]
+    pool = [v for u in units for v in u]
+    n = {k: pool.count(k) for k in set(pool)}
+    def apart(a, b):
+        if level == 'nominal': return float(a != b)
+        if level == 'interval': return float(a - b)**2
+        low, high = min(a, b), max(a, b)
+        return (sum(n[k] for k in n if low <= k <= high) - (n[low] + n[high])/2)**2
+    pairs = lambda u: [(a, b) for i, a in enumerate(u) for j, b in enumerate(u) if i != j]
+    seen = sum(apart(a, b)/(len(u) - 1) for u in units for a, b in pairs(u))
+    any_two = sum(n[a]*n[b]*apart(a, b) for a in n for b in n)
+    return 1 - (seen/len(pool))/(any_two/(len(pool)*(len(pool) - 1))) if any_two else float('nan')
+
+
+def conformity_by_pairs(votes, k):
+    "Intersections over unions, summed over pairs of raters, where both looked"
+    votes = np.asarray(votes).reshape(len(votes), -1)
+    part = whole = 0
+    for a in range(len(votes)):
+        for b in range(a):
+            for x, y in zip(votes[a], votes[b]):
+                if x < 0 or y < 0: continue
+                part, whole = part + (x == k and y == k), whole + (x == k or y == k)
+    return part/whole if whole else float('nan')
+
+
+def band_by_distances(mask, spacing, width):
+    "Voxels of a mask with one outside within `width`: all distances; a ring of outside around the image"
+    around = np.pad(np.asarray(mask, bool), 1)
+    outside, kept = np.argwhere(~around)*np.asarray(spacing, float), np.zeros(mask.shape, bool)
+    for at in np.argwhere(mask):
+        d = np.sqrt((((at + 1)*np.asarray(spacing, float) - outside)**2).sum(1)).min()
+        kept[tuple(at)] = d <= width*(1 + 1e-6)
+    return kept
+
+
+def boundary_by_distances(score, pred, truth, spacing, width):
+    "Dice or IoU of the bands, as sets of addresses"
+    P, T = (voxel_set(m, lambda m: band_by_distances(m, spacing, width)) for m in (pred, truth))
+    part, whole = {'dice': (2*len(P & T), len(P) + len(T)), 'iou': (len(P & T), len(P | T))}[score]
+    return part/whole if whole else float('nan')
+
+
+def pieces(voxels):
+    "Connected pieces of a set of voxel addresses, corners included: one grown after the other"
+    left, out = set(voxels), []
+    while left:
+        piece, edge = set(), {min(left)}
+        while edge:
+            piece |= edge
+            steps = product((-1, 0, 1), repeat=len(min(left)))
+            near = {tuple(a + b for a, b in zip(v, s)) for s in steps for v in edge}
+            edge = (near & left) - piece
+        left -= piece
+        out.append(piece)
+    return out
+
+
+def one_to_one_choices(pairs):
+    "Every set of pairs (i, j) in which no i and no j comes twice"
+    if not pairs: return [[]]
+    (i, j), rest = pairs[0], pairs[1:]
+    free = [p for p in rest if p[0] != i and p[1] != j]
+    return one_to_one_choices(rest) + [[(i, j), *c] for c in one_to_one_choices(free)]
+
+
+def detection_by_sets(P, T, unknown=frozenset(), iou=0, one_to_one=False, least=0):
+    "All outcomes (found, missed, hits, alarms, sum of Dice) that the best matches of sets of voxels may have"
+    T, seen = [t for t in T if t], [p - unknown for p in P]
+    overlap = {(i, j): Fraction(len(p & t), len(p | t)) for i, p in enumerate(seen) for j, t in enumerate(T)}
+    pairs = [ij for ij, x in overlap.items() if x > iou]
+    ways = one_to_one_choices(pairs) if one_to_one else [pairs]
+    if one_to_one:
+        worth = [(sum(overlap[ij] for ij in way), len(way)) for way in ways]
+        ways = [way for way, x in zip(ways, worth) if x == max(worth)]
+    out = []
+    for way in ways:
+        found = missed = alarms = dice = 0
+        hits = set()
+        for j, t in enumerate(T):
+            mine = {i for i, b in way if b == j}
+            if len(t) < least: continue
+            hits |= mine
+            found, missed = found + bool(mine), missed + (not mine)
+            if mine: dice += 2*sum(len(seen[i] & t) for i in mine)/(sum(len(seen[i]) for i in mine) + len(t))
+        for i, p in enumerate(seen):
+            hidden = 2*len(P[i] & unknown) > len(P[i])
+            alarms += bool(p) and len(p) >= least and not hidden and i not in {a for a, _ in way}
+        out.append((found, missed, len(hits), alarms, dice))
+    return out
+
+
+def isles_f1(pred, truth):
+    "Lesion F1 of ISLES 2022: any common voxel, 26 neighbors, 1 where both are empty"
+    P, T = (pieces(voxel_set(a, lambda x: x == 1)) for a in (pred, truth))
+    tp = sum(any(t & p for p in P) for t in T)
+    fp = sum(not any(t & p for t in T) for p in P)
+    return tp/(tp + (fp + len(T) - tp)/2) if P or T else 1.
+
+
+def brats_dice(pred, truth):
+    "Lesion-wise Dice of BraTS 2023 without growing and without a smallest size; 1 where both are empty"
+    P, T = (pieces(voxel_set(a, lambda x: x == 1)) for a in (pred, truth))
+    total, touched = 0, []
+    for t in T:
+        mine = [p for p in P if p & t]
+        touched += mine
+        union = set().union(*mine)
+        total += 2*len(union & t)/(len(union) + len(t))
+    whole = len(T) + sum(p not in touched for p in P)
+    return total/whole if whole else 1.
+
+
+def label_images(shape, labels=3):
+    "Adversarial label images: empty, full, one voxel, a checkerboard, stripes, every label, random ones"
+    rng, one = np.random.default_rng(len(shape)), np.zeros(shape, int)
+    one[(0,)*len(shape)] = 1
+    at = np.indices(shape)
+    found = [0*one, 0*one + 1, 0*one + labels-1, one, at.sum(0) % 2, at[-1] % labels, at.sum(0) % labels]
+    found += [(rng.random(shape) < d).astype(int) for d in (.02, .5, .98)]
+    return found + [rng.integers(0, labels, shape) for _ in range(3)]
+
+
+def chance_by_fractions(score, pred, truth, k):
+    "Scores that know of luck, from lists of yes and no, in exact fractions; None where there is 0 / 0"
+    yes = [(int(p == k), int(t == k)) for p, t in zip(pred.flat, truth.flat) if t != -1]
+    n, said, real = len(yes), Fraction(sum(p for p, _ in yes)), Fraction(sum(t for _, t in yes))
+    right = Fraction(sum(p == t for p, t in yes))
+    if score == 'volume_error': return (said - real)/real if real else None
+    if not n: return None
+    if score == 'accuracy': return right/n
+    if score == 'balanced_accuracy':
+        if real in (0, n): return None
+        return sum(Fraction(sum(p == t for p, t in yes if t == side), sum(t == side for _, t in yes))
+                   for side in (0, 1))/2
+    if score == 'kappa':
+        luck = said/n*real/n + (1 - said/n)*(1 - real/n)
+        return (right/n - luck)/(1 - luck) if luck != 1 else None
+    along = sum((p - said/n)*(t - real/n) for p, t in yes)
+    spread = sum((p - said/n)**2 for p, _ in yes)*sum((t - real/n)**2 for _, t in yes)
+    return float(along)/float(spread)**.5 if spread else None
+
+
+def surface_voxels(m):
+    "Addresses of the voxels of a mask that have a side neighbor outside it, one at a time"
+    inside = {i for i, on in np.ndenumerate(m) if on}
+    def beside(i): return [(*i[:a], i[a] + s, *i[a+1:]) for a in range(len(i)) for s in (-1, 1)]
+    return [i for i in sorted(inside) if any(j not in inside for j in beside(i))]
+
+
+def surface_ways(p, t, spacing):
+    "Distances from each surface voxel of p to the nearest of t, and back: every pair of voxels measured"
+    P, T = surface_voxels(p), surface_voxels(t)
+    def far(a, b): return sum(((x - y)*s)**2 for x, y, s in zip(a, b, spacing))**.5
+    return [min(far(a, b) for b in T) for a in P], [min(far(a, b) for a in P) for b in T]
+
+
+def staple_by_voxels(said, steps, prior=None):
+    "STAPLE in plain loops over voxels, labels and raters: soft truth (N,K) and confusion (R,K,K)"
+    R, N = said.shape
+    labels = sorted({int(v) for v in said.flat if v >= 0})
+    K = len(labels)
+    votes = [[labels.index(v) if v >= 0 else None for v in row] for row in said.tolist()]
+    heard = [[row[i] for row in votes if row[i] is not None] for i in range(N)]
+    if prior is None: prior = [sum(h.count(k) for h in heard)/sum(map(len, heard)) for k in range(K)]
+    soft = [[h.count(k)/len(h) if h else 0. for k in range(K)] for h in heard]
+    confusion = [np.eye(K).tolist() for _ in range(R)]
+    for _ in range(steps):
+        for r in range(R):
+            looked = [i for i in range(N) if votes[r][i] is not None]
+            for t in range(K):
+                whole = sum(soft[i][t] for i in looked)
+                for s in range(K):
+                    part = sum(soft[i][t] for i in looked if votes[r][i] == s)
+                    if whole > 0: confusion[r][t][s] = part/whole
+        for i in range(N):
+            w = list(prior)
+            for t in range(K):
+                for r in range(R):
+                    if votes[r][i] is not None: w[t] *= confusion[r][t][votes[r][i]]
+            soft[i] = [x/sum(w) for x in w]
+    return np.array(soft), np.array(confusion)
+
+
+def cldice_published(v_p, v_l):
+    "Hard clDice as in the authors' repository (jocpae/clDice): names as in the paper, nan for 0 / 0"
+    from skimage.morphology import skeletonize
+    method = {2: 'zhang', 3: 'lee'}[v_p.ndim]
+    def share(line, mask): return (line & mask).sum()/line.sum() if line.any() else float('nan')
+    precision = share(skeletonize(v_p, method=method), v_l)
+    sensitivity = share(skeletonize(v_l, method=method), v_p)
+    both = precision + sensitivity
+    return precision, sensitivity, 2*precision*sensitivity/both if both else float('nan')
+
+
+def dawid_skene_by_loops(votes, steps):
+    "Dawid and Skene's EM, voxel by voxel and rater by rater: labels, prior, confusion[r][k][j], posterior"
+    votes = np.asarray(votes).reshape(len(votes), -1)
+    labels = sorted(set(votes.ravel().tolist()) - {-1})
+    V, R, K = range(votes.shape[1]), range(len(votes)), range(len(labels))
+    seen = [i for i in V if any(votes[r, i] >= 0 for r in R)]
+    given = {i: votes_of_voxel(votes, i) for i in seen}
+    T = {i: [given[i].count(k)/len(given[i]) for k in labels] for i in seen}
+    for _ in range(steps):
+        prior = [sum(T[i][k] for i in seen)/len(seen) for k in K]
+        theta = [[[float('nan')]*len(K) for _ in K] for _ in R]
+        for r in R:
+            mine = [i for i in seen if votes[r, i] >= 0]
+            for k in K:
+                whole = sum(T[i][k] for i in mine)
+                if whole == 0: continue
+                for j in K: theta[r][k][j] = sum(T[i][k] for i in mine if votes[r, i] == labels[j])/whole
+        for i in seen:
+            likely = []
+            for k in K:
+                p = prior[k]
+                for r in R:
+                    if votes[r, i] >= 0:
+                        t = theta[r][k][labels.index(votes[r, i])]
+                        p *= 1/len(K) if t != t else t
+                likely.append(p)
+            T[i] = [p/sum(likely) for p in likely]
+    return labels, np.array(prior), np.array(theta), T
+
+
+def spammer_score_by_pairs(table):
+    "Raykar and Yu's score: squared distances between all pairs of rows"
+    K = len(table)
+    pairs = [(k, m) for k in range(K) for m in range(k)]
+    return sum((table[k][j] - table[m][j])**2 for k, m in pairs for j in range(K))/(K*(K - 1))

@@ -9,26 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from oracles import overlap_by_sets
+from oracles import label_images, overlap_by_sets
 
 from medseg_nb.data.volume import Volume
-from medseg_nb.metrics.overlap import confusion, dice, iou, precision, sensitivity, specificity
+from medseg_nb.metrics.overlap import (
+    by_asking, by_table, confusion, dice, iou, one_hot, precision, sensitivity, settle, specificity)
 
 scores = (dice, iou, sensitivity, specificity, precision)
 policies = {'nan': np.nan, 'one': 1., 'zero': 0.}
 
 
-def masks(shape, labels=3):
-    "Adversarial masks: empty, full, one voxel, a checkerboard, stripes, every label, random ones"
-    rng, one = np.random.default_rng(len(shape)), np.zeros(shape, int)
-    one[(0,)*len(shape)] = 1
-    at = np.indices(shape)
-    found = [0*one, 0*one + 1, 0*one + labels-1, one, at.sum(0) % 2, at[-1] % labels, at.sum(0) % labels]
-    found += [(rng.random(shape) < d).astype(int) for d in (.02, .5, .98)]
-    return found + [rng.integers(0, labels, shape) for _ in range(3)]
-
-
-pairs = [pair for shape in ((7, 5), (1, 6, 5), (3, 4, 5)) for pair in product(masks(shape), repeat=2)]
+pairs = [pair for shape in ((7, 5), (1, 6, 5), (3, 4, 5)) for pair in product(label_images(shape), repeat=2)]
 two = st.sampled_from([(1, 5), (6, 7), (2, 5, 4)]).flatmap(
     lambda s: st.tuples(*[hnp.arrays(np.int64, s, elements=st.integers(0, 2))]*2))
 
@@ -80,8 +71,9 @@ def test_monai():
         for got, want in zip(ours, (tp, fp, fn, tn)): np.testing.assert_array_equal(got, want)
 
 
-def test_conventions_on_the_page():
+def test_conventions_on_the_page(monkeypatch):
     "The libraries' answers to the empty mask are those that the notebook teaches"
+    import medpy.metric.binary as medpy
     import SimpleITK as sitk
     from monai.metrics import compute_dice
     from sklearn.metrics import f1_score
@@ -91,11 +83,14 @@ def test_conventions_on_the_page():
     exec(source.split('\ncases =')[0], said)
     says = {name.split(':')[0]: f for name, f in said['conventions'].items()}
     line = np.arange(200).reshape(10, 20)
+    counted = np.count_nonzero
+    monkeypatch.setattr(np, 'count_nonzero', lambda a: int(counted(a)))   # as in older NumPy: 0 / 0 raises
     for pred, truth in product([line < 0, line < 1, line < 50, (line >= 10) & (line < 60)], repeat=2):
         sizes = (pred & truth).sum(), pred.sum(), truth.sum()
         filt = sitk.LabelOverlapMeasuresImageFilter()
         filt.Execute(*(sitk.GetImageFromArray(m.astype('uint8')) for m in (pred, truth)))
-        want = {'SimpleITK': filt.GetDiceCoefficient(), 'scikit-learn': f1_score(truth.ravel(), pred.ravel()),
+        want = {'SimpleITK': filt.GetDiceCoefficient(), 'MedPy': medpy.dc(pred, truth),
+                'scikit-learn': f1_score(truth.ravel(), pred.ravel()),
                 'MONAI': compute_dice(*(torch.tensor(m)[None, None].float() for m in (pred, truth))).item()}
         for name, value in want.items():
             np.testing.assert_allclose(says[name](*sizes), value, atol=1e-6, err_msg=name)
@@ -152,7 +147,150 @@ def test_left_out_is_deleted(pair, data):
 def test_counts_stay_exact_beyond_float32():
     full = np.ones((1, 3, 2**24//3 + 1), np.uint8)
     full[0, 0, 0] = 0
-    assert confusion(full, full).tp.item() == full.size - 1 != int(np.float32(full.size - 1))
+    for labels in ((1,), range(12)):   # asked, and filed in a table
+        assert confusion(full, full, labels).tp.max() == full.size - 1 != int(np.float32(full.size - 1))
+    full[0, 0, 1] = 7
+    assert confusion(full, full, range(12)).tp.tolist() == [1, full.size - 2] + [0]*5 + [1] + [0]*4
+
+
+def test_table_counts_as_asking_does():
+    rng, ks = np.random.default_rng(0), np.array([3, 0, 5, 200])
+    for kind in (np.uint8, np.int8, np.uint64, np.int64, bool):
+        top = 1 if kind is bool else np.iinfo(kind).max
+        p, t = (np.array([0, 3, 5, 6, 7, top], kind)[rng.integers(0, 6, 999)] for _ in range(2))
+        np.testing.assert_array_equal(by_table(p, t, ks), by_asking(p, t, ks))
+    pred, truth = rng.integers(0, 300, (2, 500, 800))   # more than one portion, and -1
+    truth[:, ::7] = -1
+    for labels in (range(9), range(10), [511, *range(290, 301)], [512, *range(290, 301)]):
+        got = confusion(pred, truth, labels)
+        for i, k in enumerate(labels):
+            p, t = pred[truth >= 0] == k, truth[truth >= 0] == k
+            assert [c[i] for c in got] == [(p & t).sum(), (p & ~t).sum(), (~p & t).sum(), (~p & ~t).sum()]
+
+
+def test_one_hot_is_what_it_says():
+    rng = np.random.default_rng(0)
+    hot = [np.eye(3, dtype=int)[rng.integers(0, 3, (2, 3))].transpose(2, 0, 1) for _ in range(20)]
+    close = [np.where(rng.random(h.shape) < .05, 1 - h, h) for h in hot] + [2*h for h in hot]
+    for a in hot + close + [h[:1] for h in hot] + [h[0] for h in hot]:
+        plain = a.ndim == 3 and len(a) > 1 and set(a.flat) <= {0, 1} and bool((a.sum(0) == 1).all())
+        assert one_hot(a) == plain
+
+
+three = np.array([np.nan, 0, 0]), np.array([True, False, True]), np.array([True, True, False])
+
+
+@pytest.mark.parametrize('empty, want', [
+    ('nan', [np.nan, 0, 0]), ('one', [1, 0, 0]), ('zero', [0, 0, 0]), (.25, [.25, 0, 0]),
+    (np.inf, [np.inf, 0, 0]), (np.float32(2), [2, 0, 0]), (-1, [-1, 0, 0]), ({}, [np.nan, 0, 0]),
+    (dict(both='one'), [1, 0, 0]), (dict(both='one', truth='nan'), [1, np.nan, 0]),
+    (dict(truth=.5, pred='one'), [np.nan, .5, 1]), (dict(both=3, truth=4, pred=5), [3, 4, 5])])
+def test_settle(empty, want):
+    np.testing.assert_array_equal(settle(*three, empty), want)
+    assert settle(*three, empty).dtype == np.float64
+    assert np.isnan(three[0][0]) and settle([.5], [False], [False], empty) == .5
+
+
+@pytest.mark.parametrize('empty, words', [
+    (None, 'empty is None'), (True, 'empty is True'), ('1', "empty is '1'"), (['one'], r"empty is \['one'\]"),
+    (dict(both=None), 'empty is None'), (dict(pred={}), 'empty is {}'), (dict(truth='One'), "empty is 'One'"),
+    (dict(both=1, prediction=0), "empty has the key 'prediction'.*who lacks"),
+    ({1: 0}, 'empty has the key 1')])
+def test_settle_refuses(empty, words):
+    with pytest.raises(ValueError, match=words): settle(*three, empty)
+    for f in scores:
+        with pytest.raises(ValueError, match=words): f(ones, ones, empty=empty)
+
+
+@given(two, st.dictionaries(st.sampled_from(['both', 'truth', 'pred']),
+                            st.sampled_from(['nan', 'one', 'zero', .5, -3])))
+def test_rule_holds_for_the_lacking_only(pair, rule):
+    pred, truth = map(one_image, pair)
+    for k in range(4):
+        p, t = (pred == k).any(), (truth == k).any()
+        who = {(False, False): 'both', (True, False): 'truth', (False, True): 'pred'}.get((p, t))
+        for f in (dice, iou, sensitivity, precision):
+            want = policies.get(rule[who], rule[who]) if who in rule else f(pred, truth, k)
+            np.testing.assert_array_equal(f(pred, truth, k, rule), np.atleast_1d(want))
+
+
+@given(two, st.one_of(st.sampled_from(['nan', 'one', 'zero', 7.]), st.fixed_dictionaries(
+    dict(both=st.just('one')), optional=dict(truth=st.just(.3), pred=st.just(.4)))))
+def test_dualities(pair, empty):
+    "Precision is sensitivity with the masks exchanged; specificity is the sensitivity of the rest"
+    pred, truth = (one_image(m) for m in pair)
+    swap = dict(truth='pred', pred='truth')
+    other = {swap.get(k, k): v for k, v in empty.items()} if isinstance(empty, dict) else empty
+    for k in range(4):
+        p, t = pred == k, truth == k
+        if one_hot(p) or one_hot(~p): p, t = p[None], t[None]
+        np.testing.assert_array_equal(precision(p, t, empty=empty), sensitivity(t, p, empty=other))
+        np.testing.assert_array_equal(specificity(p, t, empty=empty), sensitivity(~p, ~t, empty=empty))
+
+
+def by_channel(score, case, **kw):
+    "A score of each channel of each item by itself, as MONAI takes them (B,C,...)"
+    pred, truth = (np.asarray(case[k]) for k in ('y_pred', 'y'))
+    return np.array([[score(p, t, **kw).item() for p, t in zip(*item)] for item in zip(pred, truth)])
+
+
+some = dict(y_pred=[[[[0, 1], [0, 0]], [[0, 0], [1, 1]], [[1, 0], [0, 0]]],
+                    [[[0, 0], [0, 1]], [[1, 0], [0, 0]], [[0, 1], [1, 0]]]],
+            y=[[[[0, 0], [0, 1]], [[1, 0], [1, 0]], [[0, 1], [0, 0]]],
+               [[[0, 0], [0, 1]], [[1, 1], [0, 0]], [[0, 0], [1, 0]]]])
+nothing, everything = [[0, 0], [0, 0]], [[1, 1], [1, 1]]
+wrong = dict(y_pred=[[nothing, nothing, everything]]*2,
+             y=[[everything, nothing, nothing], [[[0, 1], [1, 0]], [[1, 0], [0, 1]], nothing]])
+mixed = ([[[1, 1], [1, 0]], [[0, 1], [0, 0]], [[0, 1], [1, 1]]],
+         [[[1, 0], [1, 1]], [[0, 1], [1, 1]], [[0, 1], [1, 0]]])
+half = dict(y_pred=mixed, y=[[everything, nothing, nothing], some['y'][1]])
+first = dict(y_pred=mixed, y=[[everything, nothing, nothing]]*2)
+
+
+def test_published_tables_of_monai():
+    "tests/metrics of MONAI 1.6: test_compute_meandice, test_compute_meaniou, test_compute_confusion_matrix"
+    skip = dict(empty=dict(both='nan', truth='nan'))   # ignore_empty=True, MONAI's default
+    none, full, small = np.zeros((2, 2, 3, 3), int), np.ones((2, 2, 3, 3), int), [[[[1, 0], [0, 1]]]]
+    for f, two_thirds, values, per_class, mean, total, first_mean in (
+            (dice, .8, [[.5, 0], [.6667, .6667]], [.6786, .4, .6667], .689683, 1.7143, .857143),
+            (iou, .6667, [[.3333, 0], [.5, .5]], [.5416, .25, .5], .5555, 1.5, .75)):
+        kept = {name: by_channel(f, case, **skip) for name, case in
+                dict(some=some, wrong=wrong, half=half, first=first, full=dict(y=full, y_pred=full)).items()}
+        strict = [by_channel(f, dict(y=none, y_pred=p), empty='one') for p in (none, full)]   # not ignored
+        assert np.isnan(kept['wrong']).tolist() == [[False, True, True], [False, False, True]]
+        for got, want in ((by_channel(f, dict(y_pred=small, y=[[[[1, 0], [1, 1]]]])), [[two_thirds]]),
+                          (kept['some'][:, 1:], values),
+                          (np.nanmean(kept['half'], 0), per_class),
+                          (np.nanmean(np.nanmean(kept['half'], 1)), mean),
+                          (np.nansum(kept['first'], 0), [total, 0, 0]),
+                          (np.nanmean(kept['first']), first_mean),
+                          (kept['full'], np.ones((2, 2))),
+                          (strict, [np.ones((2, 2)), np.zeros((2, 2))])):
+            np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_published_confusion_of_monai():
+    "tests/metrics/test_compute_confusion_matrix.py and test_metrics_reloaded.py of MONAI 1.6"
+    labels = [np.argmax(some[k], 1) for k in ('y_pred', 'y')]   # the channels exclude each other
+    want = [[[0, 1, 2, 1], [1, 1, 1, 1], [0, 1, 2, 1]],   # TP FP TN FN
+            [[1, 0, 3, 0], [1, 0, 2, 1], [1, 1, 2, 0]]]
+    for pred, truth, cells in zip(*labels, want):
+        tp, fp, fn, tn = confusion(pred, truth, (0, 1, 2))
+        assert np.stack([tp, fp, tn, fn], 1).tolist() == cells
+    for f, want in ((sensitivity, [.5, .5, .5]), (specificity, [.8333, .75, .6667]),
+                    (precision, [.5, .75, .25]), (iou, [.5, .4167, .25]), (dice, [.5, .5833, .3333])):
+        got = [f(p, t, (0, 1, 2)) for p, t in zip(*labels)]
+        np.testing.assert_allclose(np.nanmean(got, 0), want, atol=1e-4)
+    lacking = dict(y_pred=[some['y_pred'][0], *wrong['y_pred']], y=[some['y'][0], *wrong['y']])
+    for f, total, known in ((sensitivity, [0, .5, 0], [3, 2, 1]),
+                            (specificity, [1.6667, 2.5, .6667], [2, 3, 3])):
+        got = by_channel(f, lacking)
+        np.testing.assert_allclose(np.nansum(got, 0), total, atol=1e-4)
+        assert (~np.isnan(got)).sum(0).tolist() == known
+    pred, truth = np.array([[1, 0], [0, 1]]), np.array([[1, 0], [1, 1]])
+    for f, want in ((sensitivity, .666664), (specificity, .99999), (precision, .999995),
+                    (dice, .799992), (iou, .666664)):   # theirs add a constant
+        np.testing.assert_allclose(f(pred, truth), want, atol=2e-5)
 
 
 def test_containers_may_differ():
@@ -183,10 +321,11 @@ hot = np.stack([ones, 0*ones])
     ((Volume(ones[None]).flip(0), Volume(ones[None])), ValueError, 'different grids: flip'),
     ((Volume(ones[None], np.diag([2., 1, 1])), Volume(ones[None])), ValueError, 'different grids: spacing'),
     ((-ones, ones), ValueError, 'pred has label -1.*Swapped'),
+    ((ones, -2*ones), ValueError, 'truth has label -2; labels start at 0, -1 is unknown'),
     ((ones, ones, (-1,)), ValueError, r'labels is \(-1,\)'),
     ((ones, ones, (.5,)), ValueError, 'whole numbers'),
     ((ones, ones, ()), ValueError, 'whole numbers'),
-    ((ones, ones, 1, 'eps'), ValueError, "empty is 'eps'; wanted 'nan', 'one' or 'zero'"),
+    ((ones, ones, 1, 'eps'), ValueError, "empty is 'eps'; wanted 'nan', 'one', 'zero', a number, or a rule"),
 ])
 def test_refusals(args, error, words):
     for f in scores:
