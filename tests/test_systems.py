@@ -1,12 +1,17 @@
 "Every entry of the register is held to the contract of its kind (design: the seven kinds)."
+import ast
 import inspect
 import re
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from medseg_nb.core.system import KINDS, systems
+from medseg_nb.data.grid import grid_difference
+from medseg_nb.data.volume import Volume
 
 root = Path(__file__).resolve().parents[1]
 nets = systems('net')
@@ -36,7 +41,8 @@ def test_card_is_filled_in(entry):
     assert entry.kind in KINDS and 1900 < entry.year < 2100 and entry.paper and inspect.getdoc(entry.fn)
     assert (entry.paper_size is None) == (entry.paper_params is None)
     assert entry.scale in ('paper', 'teaching')
-    assert entry.fn.__module__.endswith('.' + entry.name) or entry.kind == 'tool', 'named unlike its notebook'
+    alone = entry.kind not in ('tool', 'fusion')
+    assert entry.fn.__module__.endswith('.' + entry.name) or not alone, 'named unlike its notebook'
     parent = entry.parent
     assert parent is None or parent in {s.name for s in systems()}, f'parent {parent} is not registered'
 
@@ -98,3 +104,112 @@ def test_net_same_seed_same_weights(entry, dims):
 def test_net_has_the_parameters_of_its_paper(entry):
     with torch.device('meta'): net = entry.fn(**entry.paper_size)
     assert sum(p.numel() for p in net.parameters()) == entry.paper_params
+
+
+fusions = systems('fusion')
+each_fusion = pytest.mark.parametrize('entry', fusions, ids=[s.name for s in fusions])
+
+
+def outlines(R, shape=(9, 11), K=2, wrong=.2, seed=0):
+    "Masks by R raters on one oblique grid, a share of the voxels wrong; rater 0 skips row 0"
+    rng, n = np.random.default_rng([seed, R, K]), len(shape)
+    turn = np.linalg.qr(rng.standard_normal((n, n)))[0]*rng.uniform(.5, 3, n)
+    affine = np.eye(n + 1)
+    affine[:n, :n], affine[:n, n] = turn, rng.uniform(-50, 50, n)
+    truth = np.sort(rng.integers(0, K, shape), 0)
+    votes = [np.where(rng.random(shape) < wrong, rng.integers(0, K, shape), truth) for _ in range(R)]
+    if R > 1 and wrong: votes[0][0] = -1
+    return [Volume(v[None].astype('int16'), affine) for v in votes]
+
+
+def test_every_function_that_fuses_is_registered():
+    written = set()
+    for path in (root/'medseg_nb').rglob('*.py'):
+        lines = path.read_text().splitlines()
+        for f in ast.parse('\n'.join(lines)).body:
+            if not isinstance(f, ast.FunctionDef) or f.name.startswith('_') or not f.args.args: continue
+            head = '\n'.join(lines[f.lineno - 1:f.body[0].lineno - 1])
+            returns = re.search(r'\)\s*->tuple:.*DataFrame', head)
+            if f.args.args[0].arg == 'masks' and returns: written.add(f.name)
+    assert written == {s.name for s in fusions}, 'masks -> Volume, DataFrame is a fusion: give it a card'
+    assert fusions
+
+
+@each_fusion
+@pytest.mark.parametrize('shape', [(9, 11), (4, 5, 6), (1, 1)])
+@pytest.mark.parametrize('K', [1, 2, 4])
+@pytest.mark.parametrize('R', [1, 2, 5])
+def test_fusion_of_the_unanimous_is_their_mask(entry, shape, K, R):
+    mask = outlines(1, shape, K, wrong=0)[0]
+    fused, raters = entry.fn([mask]*R)
+    assert torch.equal(fused.data.long(), mask.data.long()) and len(raters) == R
+    if mask.data.numel() < 2: return
+    mask.data.view(-1)[0] = -1
+    assert torch.equal(entry.fn([mask]*R)[0].data.long(), mask.data.long()), 'where nobody looked stays -1'
+
+
+@each_fusion
+def test_fusion_of_empty_and_of_full_masks(entry):
+    for value in (0, 1, 7):
+        mask = Volume(torch.full((1, 6, 7), value, dtype=torch.uint8))
+        assert (entry.fn([mask]*3)[0].data == value).all()
+
+
+@each_fusion
+@pytest.mark.parametrize('K', [2, 4])
+@pytest.mark.parametrize('R', [2, 3, 4, 7])
+def test_fusion_does_not_depend_on_the_order_of_raters(entry, R, K):
+    for seed in range(4):
+        masks = outlines(R, K=K, seed=seed, wrong=.4)
+        order = np.random.default_rng(seed).permutation(R)[::-1]
+        fused, raters = entry.fn(masks)
+        other, moved = entry.fn([masks[r] for r in order])
+        assert torch.equal(fused.data, other.data)
+        pd.testing.assert_frame_equal(moved.reset_index(drop=True), raters.iloc[order].reset_index(drop=True),
+                                      rtol=1e-6, atol=1e-9)
+
+
+@each_fusion
+@pytest.mark.parametrize('shape,K', [((9, 11), 2), ((4, 5, 6), 4)])
+def test_fusion_is_integer_labels_on_the_same_grid(entry, shape, K):
+    masks = outlines(5, shape, K)
+    kept = [m.data.clone() for m in masks]
+    fused, raters = entry.fn(masks)
+    assert isinstance(fused, Volume) and fused.channels == 1 and not grid_difference(fused, masks[0])
+    assert not fused.data.is_floating_point() and fused.data.dtype != torch.bool
+    given = set(torch.stack([m.data for m in masks]).unique().tolist())
+    assert set(fused.data.unique().tolist()) <= given, 'a label that no rater gave to any voxel'
+    assert all(torch.equal(m.data, k) for m, k in zip(masks, kept)), 'the masks were changed'
+
+
+@each_fusion
+def test_fusion_has_a_row_for_each_rater_in_the_order_given(entry):
+    masks = outlines(5, (20, 20), wrong=.02)
+    masks[3] = outlines(5, (20, 20), wrong=.9)[3]
+    raters = entry.fn(masks)[1]
+    assert isinstance(raters, pd.DataFrame) and list(raters.index) == list(range(5))
+    odd = (raters - raters.median()).abs().select_dtypes('number').sum(axis=1)
+    assert odd.idxmax() == 3, 'the row of rater 3, who is the careless one, looks like the others'
+    named = entry.fn(dict(zip('abcde', masks)))[1]
+    assert list(named.index) == list('abcde')
+    np.testing.assert_array_equal(named.astype(float), raters.astype(float))
+
+
+@each_fusion
+def test_fusion_without_a_vote_is_no_vote_against(entry):
+    mask = outlines(1, K=3, wrong=0)[0]
+    nobody = mask.new(torch.full_like(mask.data, -1))
+    fused, raters = entry.fn([mask, nobody, mask])
+    assert torch.equal(fused.data.long(), mask.data.long()) and len(raters) == 3
+
+
+@each_fusion
+def test_fusion_names_the_rater_who_differs(entry):
+    a, b, c = outlines(3)
+    with pytest.raises(ValueError, match=r'masks\[2\].*flip'): entry.fn([a, b, c.flip(0)])
+    with pytest.raises(ValueError, match=r'masks\[1\].*shape'): entry.fn([a, b[1:], c])
+    with pytest.raises(TypeError, match=r'masks\[1\].*Volume'): entry.fn([a, b.numpy(), c])
+    with pytest.raises(TypeError, match=r'masks\[0\].*labels'): entry.fn([a.new(a.data.float()), b, c])
+    with pytest.raises(ValueError, match=r'masks\[1\].*-[23]'): entry.fn([a, b.new(b.data - 2), c])
+    with pytest.raises(ValueError, match=r"masks\['c'\].*flip"): entry.fn(dict(a=a, b=b, c=c.flip(0)))
+    with pytest.raises(ValueError, match='no masks'): entry.fn([])
