@@ -27,8 +27,12 @@ from medseg_nb.data.scanner import scan
 from medseg_nb.data.sets import cases, sets
 from medseg_nb.data.store import store
 from medseg_nb.data.volume import Volume
+from medseg_nb.metrics.compare import compare, ranks
+from medseg_nb.metrics.conventions import explain_difference
 from medseg_nb.metrics.evaluate import evaluate, summary
+from medseg_nb.metrics.lab import MetricLab
 from medseg_nb.metrics.overlap import dice, iou, precision, sensitivity, specificity
+from medseg_nb.metrics.surface import assd, hd, hd95, nsd, panel
 from medseg_nb.train.learner import Resume, load_net, save_net, seg_learner
 from medseg_nb.train.loss import cross_entropy, dice_ce, soft_dice
 from medseg_nb.train.predict import Predictor

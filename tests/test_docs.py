@@ -185,7 +185,7 @@ def test_benchmarks_are_a_page(site):
 
 def test_search_knows_the_words(site):
     index = (site/'searchindex.js').read_text()
-    assert 'bootstrap' in index and '03_metrics/08_evaluate' in index
+    assert 'bootstrap' in index and '03_metrics/10_evaluate' in index
 
 
 def test_an_odd_notebook_builds(tmp_path):
