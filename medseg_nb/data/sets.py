@@ -193,10 +193,8 @@ def _labels(path, relabel):
     if left.any(): raise ValueError(f'label {x[left][0]} in {path}; wanted one of {sorted(relabel)}.')
     return mask.new(torch.from_numpy(out))
 
-# %% ../../nbs/01_data/20_sets.ipynb #4da2fd1f
-def foreground(
-    x:np.ndarray,  # Pixels of a mask (C,*S)
-)->np.ndarray:     # (1,*S) uint8
+# %% ../../nbs/01_data/20_sets.ipynb #1ca00713
+def foreground(x:np.ndarray)->np.ndarray: # Pixels of a mask (C,*S) -> uint8 (1,*S)
     "1 where any channel is above 0: what a mask painted in gray, white or color says"
     return (x > 0).any(0, keepdims=True).astype('uint8')
 
@@ -297,10 +295,8 @@ def inspect(
     rows = [(p.relative_to(folder).as_posix(), *rest) for p, *rest in rows]
     return pd.DataFrame(rows, columns=['file', 'state', 'case'])
 
-# %% ../../nbs/01_data/20_sets.ipynb #36161b77
-def stamp(
-    v:Volume,  # A volume, or None
-)->bytes:      # Other bytes for another shape, type, affine or voxel
+# %% ../../nbs/01_data/20_sets.ipynb #6988a3a9
+def stamp(v:Volume)->bytes: # A volume, or None -> other bytes for another shape, type, affine or voxel
     "What tells one volume from another"
     if v is None: return b'no mask'
     return repr((v.shape, v.data.dtype)).encode() + v.affine.tobytes() + v.numpy().tobytes()
