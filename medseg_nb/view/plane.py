@@ -6,7 +6,7 @@
 __all__ = ['AXES', 'PLANES', 'letters', 'upright', 'plane', 'sides', 'stated', 'file_axes', 'fullest', 'as_volume', 'over',
            'value_range']
 
-# %% ../../nbs/02_view/00_plane.ipynb #559098a5
+# %% ../../nbs/02_view/00_plane.ipynb #3d4bc3a7
 import numpy as np
 import torch
 
@@ -72,7 +72,7 @@ def fullest(
     best = [np.flatnonzero(c == c.max()) for c in counts]
     return [int(b[len(b)//2]) for b in best]
 
-# %% ../../nbs/02_view/00_plane.ipynb #9fa30d7c
+# %% ../../nbs/02_view/00_plane.ipynb #db6f3dfc
 def as_volume(
     x, # `Volume`, `Case`, array or tensor: (H,W), (1|3,H,W), (D,H,W) or (C,D,H,W)
 )->Volume:
@@ -84,24 +84,30 @@ def as_volume(
                          '(D,H,W) or (C,D,H,W). Take one item of a batch, or call show_batch.')
     return Volume(x if x.ndim == 4 or x.ndim == 3 and x.shape[0] in (1, 3) else x[None])
 
-def over(image:Volume, labels, word='mask'): # labels: `Volume`, array of the image's shape, or None
-    "Labels on the grid of an image, or an error that says what differs"
+def over(image:Volume, labels, word='mask', order=0): # labels: `Volume`, array of the image's shape, or None
+    "Labels (or other values, order 1) on the grid of an image, or an error that says what differs"
     if labels is None: return None
     if not isinstance(labels, Volume):
         x = torch.as_tensor(labels)
-        labels = Volume(x.reshape(1, *x.shape[-image.ndim:]), image.affine)
+        if x.shape[-image.ndim:] != image.shape or x.numel() != np.prod(image.shape):
+            raise ValueError(f'The {word} is not on the grid of the image. shape: {tuple(x.shape)} against '
+                             f'{image.shape}; wanted one value for each voxel of the image.')
+        labels = Volume(x.reshape(1, *image.shape), image.affine)
     difference = grid_difference(image, labels)
     if difference: raise ValueError(f'The {word} is not on the grid of the image. {difference}. '
-                                    f'Bring it there by {word}.resample(like=image, order=0).')
+                                    f'Bring it there by {word}.resample(like=image, order={order}).')
     return labels
 
-# %% ../../nbs/02_view/00_plane.ipynb #cb4cf4b1
+# %% ../../nbs/02_view/00_plane.ipynb #b395aec0
 def value_range(
-    volume:Volume, # Of any kind of values; NaN is passed over
+    volume:Volume, # Of any kind of values; NaN and infinity are passed over
     tail:float=.5, # Percent of the values given up at each end
 )->tuple:          # (low, high): drawn black, drawn white
     "The range that holds nearly all values; of a large volume about a million voxels are asked"
     x = volume.numpy().ravel()
+    if np.iscomplexobj(x):
+        raise ValueError('Complex voxels cannot be drawn; draw their size, v.new(v.data.abs()).')
     x = x[::max(1, len(x)//10**6)].astype(float)
-    low, high = (float(v) for v in np.nanpercentile(x, (tail, 100 - tail)))
-    return (low, high) if high > low else (low - .5, low + .5)
+    low, high = np.percentile(x[np.isfinite(x)], (tail, 100 - tail)) if np.isfinite(x).any() else (.5, .5)
+    pad = max(.5, 1e-6*abs(low))
+    return (float(low), float(high)) if high > low else (float(low - pad), float(low + pad))
