@@ -18,10 +18,11 @@ from nbclient import NotebookClient
 
 from medseg_nb.data.case import Case
 from medseg_nb.data.volume import Volume
-from medseg_nb.view import viewer
+from medseg_nb.view import viewer, voxels
 from medseg_nb.view.plane import fullest, letters, over, plane, sides, stated, upright, value_range
-from medseg_nb.view.show import error_map, outline, show, show_batch, show_errors
-from medseg_nb.view.viewer import Viewer, encode, layer, message
+from medseg_nb.view.show import borders, error_map, outline, pictures, show, show_batch, show_errors
+from medseg_nb.view.viewer import Viewer
+from medseg_nb.view.voxels import encode, layer, message
 
 live = 'application/vnd.jupyter.widget-view+json'
 orders = [''.join(o) for axes in permutations(('LR', 'PA', 'IS')) for o in product(*axes)]
@@ -105,8 +106,13 @@ def test_value_range_survives_wild_voxels():
     calm = value_range(Volume(x))
     x[0, 0, 0, :5], x[0, 1, 1, :5] = 1e9, np.nan
     assert value_range(Volume(x)) == pytest.approx(calm, abs=1)
-    low, high = value_range(Volume(np.full((1, 4, 4), 7)))
-    assert low < 7 < high
+    x[0, 2, 2, :9] = np.inf, -np.inf, *[np.nan]*7
+    assert value_range(Volume(x)) == pytest.approx(calm, abs=1)
+    for same in (7, -2**62):
+        low, high = value_range(Volume(np.full((1, 4, 4), same)))
+        assert low < same < high
+    assert value_range(Volume(np.full((1, 4, 4), np.nan))) == (0, 1)
+    with pytest.raises(ValueError, match='Complex'): value_range(Volume(np.zeros((1, 4, 4), complex)))
 
 
 # ---------------------------------------------------------------- figures
@@ -146,6 +152,34 @@ def test_outline_is_the_border(region):
     assert len(edges) == lone == len(np.unique(edges.reshape(-1, 4), axis=0))
     assert (np.abs(edges[:, 1] - edges[:, 0]).sum(-1) == 1).all()
     assert (np.unique(edges.reshape(-1, 2), axis=0, return_counts=True)[1] % 2 == 0).all()
+
+
+@settings(deadline=None)
+@given(hnp.arrays(int, (6, 7), elements=st.integers(0, 3)))
+def test_borders_of_all_classes_are_those_of_each(labels):
+    edges, owners = borders(labels)
+    assert (np.diff(owners) >= 0).all() and set(owners) == set(np.unique(labels)) - {0}
+    for k in set(owners):
+        mine, alone = edges[owners == k], outline(labels == k)
+        assert sorted(mine.reshape(-1, 4).tolist()) == sorted(alone.reshape(-1, 4).tolist())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(orders), st.tuples(*[st.integers(0, 4)]*3), st.integers(0, 40))
+def test_cut_slices_are_those_of_the_turned_volume(order, at, degrees):
+    v = tilted(volume((5, 6, 7)), degrees).reorient(order)
+    turned = upright(v)
+    there = np.rint(turned.to_voxel(v.to_world(at))).astype(int)
+    for axis, p in enumerate(pictures(v, some_labels(v), at=at)):
+        assert np.array_equal(p.pixels, plane(turned, axis, there[axis]))
+        assert np.array_equal(p.mask, plane(some_labels(turned), axis, there[axis]))
+        assert p.edges == sides(turned, axis) and p.bar == (axis == 0)
+
+
+def test_fog_of_labels_is_only_filled():
+    speckle = np.indices((200, 200)).sum(0) % 2
+    assert not show(np.zeros((200, 200)), mask=speckle).axes[0].collections
+    assert show(np.zeros((200, 200)), mask=speckle*(np.arange(200) < 20)).axes[0].collections
 
 
 def pixels(fig):
@@ -196,6 +230,9 @@ def test_labels_must_fit():
     moved = Volume(v.data, v.affine + np.outer([3, 0, 0, 0], [0, 0, 0, 1]))
     with pytest.raises(ValueError, match='shift: by .*resample'): show(v, mask=moved)
     with pytest.raises(ValueError, match='shape'): over(v, np.zeros((3, 3, 3)))
+    with pytest.raises(ValueError, match='shape'): over(v, np.zeros((2, *v.shape)))
+    for at in ((0, 0, 11), (-1, 0, 0), (1, 1)):
+        with pytest.raises(ValueError, match='outside the image'): show(v, at=at)
     with pytest.raises(ValueError, match='pred is not on the grid'): Viewer(v, pred=moved)
     with pytest.raises(ValueError, match='2 images'): show(v, v, mask=v)
     with pytest.raises(ValueError, match='show_batch'): show(np.zeros((2, 1, 3, 4, 5)))
@@ -308,7 +345,7 @@ def test_layers_keep_their_labels():
 
 
 def test_too_large_for_a_page(monkeypatch):
-    monkeypatch.setattr(viewer, 'MOST', 100)
+    monkeypatch.setattr(voxels, "MOST", 100)
     with pytest.raises(ValueError, match='every second voxel'): message(volume())
 
 
@@ -318,7 +355,7 @@ def test_too_large_for_a_page(monkeypatch):
 def page(monkeypatch):
     "A kernel that says a page listens"
     shell = SimpleNamespace(kernel=SimpleNamespace(_allow_stdin=True))
-    monkeypatch.setattr(viewer, 'get_ipython', lambda: shell)
+    monkeypatch.setattr(voxels, 'get_ipython', lambda: shell)
 
 
 def test_picture_only_where_no_page_listens():
@@ -353,7 +390,7 @@ def test_page_asks_and_is_answered():
     v._handle_custom_msg({'type': 'ready'}, [])
     [(about, buffers)] = sent
     assert [b.nbytes for b in buffers] == [990*2, 990, 990]
-    assert [part['title'] for part in about['layers']] == ['Mask', 'Prediction']
+    assert [part['title'] for part in about['layers']] == ['Mask', 'Prediction', 'Errors']
 
 
 def test_state_holds_no_voxels(page):
