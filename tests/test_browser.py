@@ -39,7 +39,8 @@ v = Viewer(head, brain, pred, classes=("background", "white matter", "core"))
 v'''
 
 
-# The cells of layers.ipynb: `a` with everything, `b` linked to it, `c` with channels, and images that are odd
+# The cells of layers.ipynb: `a` with everything, `b` linked to it, `c` with channels, images that are odd, a
+# Metric Lab
 layers = """import numpy as np
 from medseg_nb.data.volume import Volume
 from medseg_nb.view.viewer import Viewer, link
@@ -61,7 +62,10 @@ c""", """odd = dict(constant=np.full((9, 9, 9), 7), nan=np.full((9, 9, 9), np.na
            thin=np.arange(1200.).reshape(1, 1, 40, 30), half=np.eye(9, dtype='float16'), bool=r > .5)
 many = np.arange(729).reshape(9, 9, 9) % 301
 d = [Viewer(x) for x in odd.values()] + [Viewer(odd['constant'], many, 0*many)]
-for v in d: display(v)"""
+for v in d: display(v)""", """from medseg_nb.data.case import Case
+from medseg_nb.metrics.lab import MetricLab
+broken = MetricLab(Case('core', ct, truth), tolerance=3.)
+broken"""
 
 
 names = ['viewer.ipynb', *os.environ.get('MEDSEG_NOTEBOOK', 'nbs/13_labs/01_first_look.ipynb').split()]
@@ -571,6 +575,24 @@ def test_picture_can_be_saved_and_fill_the_screen(rich, tmp_path):
     until(lambda: full() == 'mnb-viewer' and tall() > was)
     rich.keyboard.press('f')
     until(lambda: full() is None and tall() == was)
+
+
+def test_metric_lab_by_keys(rich, python):
+    box = rich.locator('.jp-OutputArea-output', has=rich.locator('.widget-slider')).last
+    box.scroll_into_view_if_needed()
+    image, table = box.locator('img'), box.locator('table')
+    until(lambda: table.inner_text().count('1.000') > 10)
+    was = image.get_attribute('src')
+    box.locator('.noUi-handle').nth(1).focus()
+    for _ in range(8): rich.keyboard.press('ArrowRight')
+    until(lambda: python('broken.ways["hole"]') > 4)
+    until(lambda: image.get_attribute('src') != was)
+    until(lambda: f'{python("float(broken.table.value[0])"):.3f}' in table.inner_text())
+    assert python('float(broken.table.value[0])') < 1
+    box.get_by_role('button', name='Mend it').click()
+    until(lambda: not any(python('list(broken.ways.values())')))
+    until(lambda: table.inner_text().count('1.000') > 10)
+    rich.viewer.scroll_into_view_if_needed()
 
 
 def test_console_is_quiet_with_layers(rich):
