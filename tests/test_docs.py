@@ -176,8 +176,9 @@ def test_links_lead_to_pages(site):
 
 def test_benchmarks_are_a_page(site):
     text, script = (site/'benchmarks.html').read_text(), [p.name for p in (root/'benchmarks').glob('*.py')]
-    assert len(script) == 3 and all(f'{p}</span>' in text for p in script) and text.count('<table') == 3
-    for p in '01_data/14_dicom', '01_data/32_sampling': assert f'href="{p}.html"' in text
+    assert len(script) == 5 and all(f'{p}</span>' in text for p in script) and text.count('<table') == 5
+    for p in '01_data/14_dicom', '01_data/32_sampling', '03_metrics/09_conventions', '00_core/04_many':
+        assert f'href="{p}.html"' in text
     for p in '01_data/14_dicom', '01_data/30_store':
         article = (site/f'{p}.html').read_text().split('<article', 1)[1].split('</article>', 1)[0]
         assert 'href="../benchmarks.html"' in article, p

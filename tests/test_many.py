@@ -88,8 +88,9 @@ def test_a_dead_worker_costs_one_item(tmp_path):
 
 def test_interrupt_ends_it_and_keeps_the_file(tmp_path):
     script = f'''
-import sys, time
+import signal, sys, time
 from medseg_nb.core.many import append, many
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def f(x):
     time.sleep(.05 if x < 3 else 30)
     return x
