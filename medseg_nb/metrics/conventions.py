@@ -6,7 +6,7 @@
 __all__ = ['conventions', 'Pair', 'measure', 'Convention', 'tell', 'divides', 'each', 'together', 'percentile', 'reached',
            'bits32', 'by_weight', 'counted', 'measured', 'explain_difference']
 
-# %% ../../nbs/03_metrics/09_conventions.ipynb #50308e96
+# %% ../../nbs/03_metrics/09_conventions.ipynb #145811c3
 from collections.abc import Callable
 from math import inf, nan
 from operator import itemgetter
@@ -17,6 +17,7 @@ import pandas as pd
 from scipy import ndimage
 
 from .distance import ways, whole
+from .surface import mean
 
 # %% ../../nbs/03_metrics/09_conventions.ipynb #10edfb5b
 class Pair(NamedTuple):
@@ -178,12 +179,12 @@ conventions += [Convention('hd95', *c) for c in (
      'between corners that the surface passes, not interpolated',
      lambda s: each(s.corners, 'corners', reached(95), max), (inf, inf, inf), _far))]
 
-# %% ../../nbs/03_metrics/09_conventions.ipynb #f8401242
+# %% ../../nbs/03_metrics/09_conventions.ipynb #12191bab
 def by_weight(
     d:np.ndarray,   # Distances and areas (2,N)
 )->float:           # mm
     "The mean distance, each corner weighing as much as its surface"
-    return (d[0]*d[1]).sum()/d[1].sum()
+    return mean(*d)
 
 
 _pred, _truth = itemgetter(0), itemgetter(1)
