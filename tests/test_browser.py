@@ -1,30 +1,15 @@
 "The viewer in a real JupyterLab: a server on loopback, headless Chromium, real keys and a real mouse."
-import json
 import os
-import secrets
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
-from jupyter_client import BlockingKernelClient
+from browser import asking, harmless, lay, opened, until, unwanted
 
+pytestmark = unwanted
 root = Path(__file__).parents[1]
-unwanted = os.environ.get('MEDSEG_NO_BROWSER') == '1'
-pytestmark = pytest.mark.skipif(unwanted, reason='MEDSEG_NO_BROWSER=1 asks for no browser')
-
-flags = ('--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update',
-         '--disable-sync', '--no-first-run')
-
-# Words of the console that are no fault of ours: exact patterns, each with its reason
-harmless = ()
 
 first = '''import numpy as np
 from medseg_nb.data.volume import Volume
@@ -71,106 +56,11 @@ broken"""
 names = ['viewer.ipynb', *os.environ.get('MEDSEG_NOTEBOOK', 'nbs/13_labs/01_first_look.ipynb').split()]
 
 
-def notebooks(folder):
-    "Lay out what is opened: a tiny notebook with one viewer, and lab 01 or whatever MEDSEG_NOTEBOOK names"
-    cells = [nbformat.v4.new_code_cell(c) for c in (first, second)]
-    spec = dict(kernelspec=dict(name='python3', display_name='python3'))
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=spec), folder/names[0])
-    cells = [nbformat.v4.new_code_cell(c) for c in layers]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=spec), folder/'layers.ipynb')
-    for name in names[1:]: shutil.copy(root/name, folder)
-
-
-def settings(folder):
-    "No news, no questions"
-    where = folder/'settings'/'@jupyterlab'/'apputils-extension'
-    where.mkdir(parents=True)
-    (where/'notification.jupyterlab-settings').write_text('{"fetchNews": "false", "checkForUpdates": false}')
-    return folder/'settings'
-
-
-@pytest.fixture(scope='module')
-def lab(tmp_path_factory):
-    "Address, token and folder of a JupyterLab that knows nothing of this user"
-    from medseg_nb.core.run import cache_dir
-    home = tmp_path_factory.mktemp('lab')
-    work = home/'work'
-    work.mkdir()
-    notebooks(work)
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    token = secrets.token_hex(16)
-    env = {k: v for k, v in os.environ.items() if not k.startswith('JUPYTER')}
-    env |= {f'JUPYTER_{d.upper()}_DIR': str(home/d) for d in ('config', 'data', 'runtime')}
-    env |= dict(HOME=str(home), IPYTHONDIR=str(home/'ipython'), JUPYTER_TOKEN=token,
-                MEDSEG_CACHE=str(cache_dir()), MEDSEG_PROFILE='tiny', PYTHONPATH=str(root))
-    log = open(home/'server.log', 'w')
-    server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root',
-        '--ServerApp.ip=127.0.0.1', f'--ServerApp.port={port}', '--ServerApp.port_retries=0',
-        f'--ServerApp.root_dir={work}', '--LabApp.expose_app_in_browser=True',
-        f'--LabApp.user_settings_dir={settings(home)}', f'--LabApp.workspaces_dir={home/"workspaces"}'],
-        env=env, stdout=log, stderr=log)
-    address, until = f'http://127.0.0.1:{port}', time.time() + 60
-    while True:
-        try: urllib.request.urlopen(f'{address}/api?token={token}', timeout=2); break
-        except OSError:
-            if server.poll() is not None or time.time() > until:
-                raise RuntimeError((home/'server.log').read_text()) from None
-            time.sleep(.2)
-    yield dict(address=address, token=token, home=home)
-    server.terminate()
-    server.wait(20)
-    log.close()
-
-
-@pytest.fixture(scope='module')
-def chromium():
-    "Debian's Chromium under Playwright"
-    from playwright.sync_api import sync_playwright
-    path = shutil.which('chromium')
-    if not path: pytest.fail('No chromium here: apt-get install chromium (or MEDSEG_NO_BROWSER=1 to skip).')
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=path, args=flags)
-        yield browser
-        browser.close()
-
-
-def opened(lab, chromium, name):
-    "A page on which all cells of a notebook run; `said` holds the errors of the console"
-    page = chromium.new_page(viewport=dict(width=1280, height=900))
-    page.said, page.name = [], name
-    page.on('pageerror', lambda e: page.said.append(f'{e}'))
-    page.on('console', lambda m: page.said.append(m.text) if m.type == 'error' else None)
-    page.goto(f'{lab["address"]}/lab/tree/{page.name}?token={lab["token"]}&reset')
-    page.get_by_text('| Idle').wait_for(timeout=90_000)
-    page.get_by_role('menuitem', name='Run', exact=True).click()
-    page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
-    return page
-
-
-@contextmanager
-def asking(lab, page):
-    "Asks the notebook's kernel for the value of an expression"
-    with urllib.request.urlopen(f'{lab["address"]}/api/sessions?token={lab["token"]}') as reply:
-        sessions = json.load(reply)
-    number, = (s['kernel']['id'] for s in sessions if s['path'] == page.name)
-    client = BlockingKernelClient(connection_file=str(lab['home']/'runtime'/f'kernel-{number}.json'))
-    client.load_connection_file()
-    client.start_channels()
-    client.wait_for_ready(60)
-
-    def ask(expression):
-        reply = client.execute('', store_history=False, allow_stdin=False, reply=True, timeout=60,
-                               user_expressions=dict(it=expression))
-        return eval(reply['content']['user_expressions']['it']['data']['text/plain'])
-    yield ask
-    client.stop_channels()
-
-
 @pytest.fixture(scope='module', params=names, ids=[Path(n).stem for n in names])
 def page(lab, chromium, request):
     "A notebook, opened and run; `viewer` is its first 3-D viewer"
+    if request.param == names[0]: lay(lab, names[0], first, second)
+    else: shutil.copy(root/request.param, lab['home']/'work')
     page = opened(lab, chromium, Path(request.param).name)
     page.viewer = page.locator('.mnb-viewer:has(.mnb-caption)').first
     page.viewer.wait_for(timeout=240_000)
@@ -191,6 +81,7 @@ def kernel(lab, page):
 @pytest.fixture(scope='module')
 def rich(lab, chromium):
     "layers.ipynb, opened and run; `all` are its viewers, `viewer` is `a`"
+    lay(lab, 'layers.ipynb', *layers)
     page = opened(lab, chromium, 'layers.ipynb')
     page.all = page.locator('.mnb-viewer')
 
@@ -209,15 +100,6 @@ def rich(lab, chromium):
 def python(lab, rich):
     "Asks the kernel of layers.ipynb"
     with asking(lab, rich) as ask: yield ask
-
-
-def until(check, seconds=15):
-    "The first true value of `check()`"
-    end = time.time() + seconds
-    while not (value := check()):
-        if time.time() > end: raise AssertionError(f'Nothing in {seconds} s')
-        time.sleep(.1)
-    return value
 
 
 def picture(page, n=0):

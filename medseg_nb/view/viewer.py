@@ -5,12 +5,10 @@
 # %% auto #0
 __all__ = ['Viewer', 'link']
 
-# %% ../../nbs/02_view/04_viewer.ipynb #ce7ac89a
+# %% ../../nbs/02_view/04_viewer.ipynb #f6425137
 from base64 import b64encode
 from dataclasses import replace
-from importlib.resources import files
 from io import BytesIO
-from pathlib import Path
 from uuid import uuid4
 
 import anywidget
@@ -29,12 +27,12 @@ from .plane import as_volume, file_axes, fullest, stated
 from .show import color, error_map, labels_in, legend, page, pictures
 from .voxels import (
     colors_of, errors, frames, front_end, heat_layer, layer, message, on_grid, probabilities, single,
-    slice_dice, strip, whole, windows)
+    shipped, slice_dice, strip, whole, windows)
 
-# %% ../../nbs/02_view/04_viewer.ipynb #bbfe6c95
+# %% ../../nbs/02_view/04_viewer.ipynb #8ba1eef7
 class Viewer(anywidget.AnyWidget):
     "Slices of an image with its layers, live in the page; a still picture where no page listens"
-    _esm, _css = (Path(files('medseg_nb')/f'view/static/viewer.{kind}') for kind in ('js', 'css'))
+    _esm, _css = shipped('slices.js', 'viewer.js'), shipped('viewer.css')
     index = traitlets.List(traitlets.Int()).tag(sync=True)
     window = traitlets.List(traitlets.Float(), minlen=2, maxlen=2).tag(sync=True)
     opacity = traitlets.Float(.35, min=0, max=1).tag(sync=True)

@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['PRESETS', 'MOST', 'encode', 'screen', 'maps', 'on_grid', 'whole', 'layer', 'colors_of', 'heat_layer', 'single',
            'probabilities', 'errors', 'slice_dice', 'strip', 'looks_ct', 'presets', 'frames', 'window_of', 'windows',
-           'coded', 'message', 'front_end']
+           'coded', 'message', 'front_end', 'shipped']
 
-# %% ../../nbs/02_view/03_voxels.ipynb #04fec6e8
+# %% ../../nbs/02_view/03_voxels.ipynb #cf450c51
+from importlib.resources import files
+
 import numpy as np
 import torch
 from IPython import get_ipython
@@ -252,3 +254,10 @@ def message(
 def front_end()->bool:
     "Does a page listen? Runners without one cannot answer `input()` either, and tell the kernel so"
     return bool(getattr(getattr(get_ipython(), 'kernel', None), '_allow_stdin', False))
+
+# %% ../../nbs/02_view/03_voxels.ipynb #c6dde9e4
+def shipped(
+    *names, # Files of medseg_nb/view/static
+)->str:     # Their text, one after the other
+    "What a widget sends to the page, out of the files that come with the package"
+    return '\n'.join((files('medseg_nb')/'view/static'/n).read_text(encoding='utf-8') for n in names)
