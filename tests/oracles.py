@@ -317,3 +317,86 @@ def spammer_score_by_pairs(table):
     K = len(table)
     pairs = [(k, m) for k in range(K) for m in range(k)]
     return sum((table[k][j] - table[m][j])**2 for k, m in pairs for j in range(K))/(K*(K - 1))
+
+
+def best_lines(levels, counts, k, only=None, near=1e-12):
+    "The largest between-class variance that k groups reach, and all places of their lines that come near it"
+    from itertools import combinations
+    levels, counts = np.asarray(levels, dtype=float), np.asarray(counts)
+    mean, found = np.average(levels, weights=counts), []
+    for lines in only or combinations(range(len(levels) - 1), k - 1):
+        groups = np.split(np.arange(len(levels)), [i + 1 for i in lines])
+        score = sum(counts[g].sum()*(np.average(levels[g], weights=counts[g]) - mean)**2 for g in groups)
+        found.append((score, list(lines)))
+    best = max(score for score, _ in found)
+    return best, [lines for score, lines in found if score >= best*(1 - near)]
+
+
+def flood(strong, weak):
+    "Weak voxels that a walk over faces reaches from a strong one, a voxel at a time"
+    out, todo = np.zeros(weak.shape, bool), list(map(tuple, np.argwhere(strong & weak)))
+    while todo:
+        at = todo.pop()
+        if out[at]: continue
+        out[at] = True
+        for axis in range(weak.ndim):
+            for step in (-1, 1):
+                to = at[:axis] + (at[axis] + step,) + at[axis + 1:]
+                if 0 <= to[axis] < weak.shape[axis] and weak[to]: todo.append(to)
+    return out
+
+
+def window_stats(x, sizes):
+    "Mean and deviation of the finite voxels in the window around each voxel, by looking at each window"
+    mean, spread = np.zeros(x.shape), np.zeros(x.shape)
+    for at in np.ndindex(x.shape):
+        box = x[tuple(slice(max(i - s//2, 0), i + s//2 + 1) for i, s in zip(at, sizes))]
+        box = box[np.isfinite(box)]
+        if box.size: mean[at], spread[at] = box.mean(), box.std()
+    return mean, spread
+
+
+def distance_to_stroke(grid, points):
+    "For each voxel its least distance in mm to the segments of a polyline, one segment after the other"
+    points = np.asarray(points, float)
+    at = grid.to_world(np.moveaxis(np.indices(grid.shape), 0, -1))
+    least = np.linalg.norm(at - grid.to_world(points[0]), axis=-1)
+    for a, b in zip(grid.to_world(points), grid.to_world(points[1:])):
+        w = b - a
+        t = np.clip((at - a)@w/(w@w), 0, 1) if w@w else np.zeros(at.shape[:-1])
+        least = np.minimum(least, np.linalg.norm(at - a - t[..., None]*w, axis=-1))
+    return least
+
+
+def line_voxels(points, shape):
+    "The voxels that a polyline runs through, by steps of half a voxel"
+    on = np.zeros(shape, bool)
+    for a, b in zip(points, [*points[1:], points[-1]]):
+        n = max(1, int(np.ceil(2*max(abs(y - x) for x, y in zip(a, b)))))
+        for i in range(n + 1):
+            at = tuple(int(np.floor(x + (y - x)*i/n + .5)) for x, y in zip(a, b))
+            if all(0 <= k < size for k, size in zip(at, shape)): on[at] = True
+    return on
+
+
+def grown_by_queue(image, seed, tolerance, radius=None, axis=None):
+    "Region growing from neighbor to neighbor, voxel by voxel"
+    x, shape = image.numpy().astype(float), image.shape
+    around = [range(i, i + 1) if a == axis else range(max(0, i - 1), min(n, i + 2))
+              for a, (i, n) in enumerate(zip(seed, shape))]
+    values = [x[(slice(None), *at)] for at in product(*around)]
+    mean = [sum(v[c] for v in values)/len(values) for c in range(len(x))]
+    home = image.to_world(seed)
+
+    def like(at):
+        if any(abs(x[(c, *at)] - mean[c]) > tolerance for c in range(len(x))): return False
+        return radius is None or np.linalg.norm(image.to_world(at) - home) <= radius + 1e-6
+    on, queue = np.zeros(shape, bool), [tuple(seed)] if like(seed) else []
+    while queue:
+        at = queue.pop()
+        if on[at]: continue
+        on[at] = True
+        for a, step in product((a for a in range(len(shape)) if a != axis), (-1, 1)):
+            to = (*at[:a], at[a] + step, *at[a + 1:])
+            if 0 <= to[a] < shape[a] and not on[to] and like(to): queue.append(to)
+    return on

@@ -41,7 +41,7 @@ def test_card_is_filled_in(entry):
     assert entry.kind in KINDS and 1900 < entry.year < 2100 and entry.paper and inspect.getdoc(entry.fn)
     assert (entry.paper_size is None) == (entry.paper_params is None)
     assert entry.scale in ('paper', 'teaching')
-    alone = entry.kind not in ('tool', 'fusion')
+    alone = entry.kind not in ('tool', 'fusion', 'segmenter')
     assert entry.fn.__module__.endswith('.' + entry.name) or not alone, 'named unlike its notebook'
     parent = entry.parent
     assert parent is None or parent in {s.name for s in systems()}, f'parent {parent} is not registered'
@@ -213,3 +213,107 @@ def test_fusion_names_the_rater_who_differs(entry):
     with pytest.raises(ValueError, match=r'masks\[1\].*-[23]'): entry.fn([a, b.new(b.data - 2), c])
     with pytest.raises(ValueError, match=r"masks\['c'\].*flip"): entry.fn(dict(a=a, b=b, c=c.flip(0)))
     with pytest.raises(ValueError, match='no masks'): entry.fn([])
+
+
+segmenters = systems('segmenter')
+each_segmenter = pytest.mark.parametrize('entry', segmenters, ids=[s.name for s in segmenters])
+each_segmenter_dims = pytest.mark.parametrize('entry,dims', [(s, d) for s in segmenters for d in s.dims],
+                                              ids=[f'{s.name}-{d}d' for s in segmenters for d in s.dims])
+
+
+def oblique(x, seed=0):
+    "An image of one channel on a tilted, anisotropic grid; its largest voxel has 1.2 mm"
+    x = torch.as_tensor(x)
+    affine, rng = np.eye(x.ndim + 1), np.random.default_rng(seed)
+    turn = np.linalg.qr(rng.standard_normal((x.ndim, x.ndim)))[0]
+    affine[:-1, :-1], affine[:-1, -1] = turn*np.linspace(.7, 1.2, x.ndim), 30.
+    return Volume(x[None], affine)
+
+
+def scene(dims, seed=0):
+    "A bright ball with a brighter one in it, some noise"
+    rng, n = np.random.default_rng([seed, dims]), 13 if dims == 3 else 24
+    r2 = sum(np.square(i - n//2) for i in np.indices((n,)*dims))
+    return np.where(r2 < (n/5)**2, .9, np.where(r2 < (n/2.6)**2, .6, .1)) + rng.normal(0, .03, (n,)*dims)
+
+
+def ask(entry, volume):
+    "A segmenter's labels; what it cannot do without is given by the name of the parameter"
+    def spot(v):
+        out = torch.zeros_like(v.data, dtype=torch.uint8)
+        out[(0, *(n//2 for n in v.shape))], out.view(-1)[0] = 2, 1
+        return v.new(out)
+    def box(v):
+        out = torch.zeros_like(v.data, dtype=torch.uint8)
+        out[(0, *(slice(n//4, max(n//4 + 1, 3*n//4)) for n in v.shape))] = 1
+        return v.new(out)
+    given = dict(value=lambda v: .5, low=lambda v: .4, high=lambda v: .7, seeds=spot, init=box)
+    strange = set(needed(entry)) - set(given)
+    assert not strange, f'{entry.name} wants {sorted(strange)}; give a default, or use one of {list(given)}'
+    return entry.fn(volume, **{name: given[name](volume) for name in needed(entry)})
+
+
+def needed(entry):
+    "Names of what a segmenter wants besides the image"
+    wanted = list(inspect.signature(entry.fn).parameters.values())[1:]
+    return [p.name for p in wanted if p.default is p.empty]
+
+
+def check_labels(volume, out):
+    "What holds of every answer: integer labels of one channel, on the grid of the image"
+    assert isinstance(out, Volume) and not grid_difference(volume, out) and out.channels == 1
+    assert not out.data.is_floating_point() and out.data.dtype != torch.bool
+    assert out.data.min() >= 0 and out.data.device == volume.data.device
+    return out.data.long()
+
+
+@each_segmenter_dims
+def test_segmenter_keeps_grid_and_input(entry, dims):
+    volume = oblique(scene(dims))
+    before, affine = volume.data.clone(), volume.affine.copy()
+    labels = check_labels(volume, ask(entry, volume))
+    assert torch.equal(volume.data, before) and np.array_equal(volume.affine, affine), 'the input was changed'
+    assert len(labels.unique()) > 1, 'a clear scene, and it found nothing'
+    assert torch.equal(labels, ask(entry, volume).data.long()), 'the same input, other labels'
+
+
+@each_segmenter_dims
+@pytest.mark.parametrize('dtype', [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float16,
+                                   torch.bfloat16, torch.float64], ids=lambda d: str(d)[6:])
+def test_segmenter_takes_any_type_of_number(entry, dims, dtype):
+    x = torch.tensor(scene(dims))
+    volume = oblique(x > .4 if dtype == torch.bool else (x if dtype.is_floating_point else x*100).to(dtype))
+    check_labels(volume, ask(entry, volume))
+
+
+@each_segmenter_dims
+@pytest.mark.parametrize('value', [0., 7., -1000.])
+def test_segmenter_survives_a_constant_image(entry, dims, value):
+    volume = oblique(np.full((9, 8, 7)[:dims], value))
+    found = check_labels(volume, ask(entry, volume)).unique()
+    assert len(found) == 1 or {'seeds', 'init'} & set(needed(entry)), 'one brightness, several labels'
+
+
+@each_segmenter_dims
+def test_segmenter_survives_two_voxels_and_thin_images(entry, dims):
+    rng = np.random.default_rng(0)
+    flat, deep = ((1, 2), (2, 1), (1, 30), (30, 1)), ((1, 1, 2), (12, 9, 1), (1, 12, 9), (1, 1, 20))
+    for shape in flat if dims == 2 else deep:
+        volume = oblique(rng.random(shape))
+        check_labels(volume, ask(entry, volume))
+
+
+@each_segmenter_dims
+def test_segmenter_leaves_what_is_not_finite_to_the_background(entry, dims):
+    x = scene(dims)
+    x[0], x[5, 5], x[6, 6] = np.nan, np.inf, -np.inf
+    volume = oblique(x)
+    labels = check_labels(volume, ask(entry, volume))
+    assert not labels[0][torch.tensor(~np.isfinite(x))].any(), 'a label where there is no number'
+    assert len(labels.unique()) > 1, 'a slice of nan made it blind'
+    with pytest.raises(ValueError, match='finite'): ask(entry, oblique(np.full(x.shape, np.nan)))
+
+
+@each_segmenter
+def test_segmenter_says_what_it_wants(entry):
+    with pytest.raises(TypeError, match='wanted a Volume'): entry.fn(scene(2), **dict.fromkeys(needed(entry)))
