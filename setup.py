@@ -15,5 +15,5 @@ setup(name=meta['name'], version=meta['version'], description=meta['description'
       long_description=(here/'README.md').read_text(encoding='utf-8'),
       long_description_content_type='text/markdown',
       packages=find_packages(include=['medseg_nb', 'medseg_nb.*']),
-      package_data={'medseg_nb': ['view/static/*', 'data/static/*']},
+      package_data={'medseg_nb': ['view/static/*', 'data/static/*', 'core/static/*']},
       install_requires=meta['requirements'].split(), extras_require=extras)

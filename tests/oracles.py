@@ -400,3 +400,76 @@ def grown_by_queue(image, seed, tolerance, radius=None, axis=None):
             to = (*at[:a], at[a] + step, *at[a + 1:])
             if 0 <= to[a] < shape[a] and not on[to] and like(to): queue.append(to)
     return on
+
+
+def mean_field_by_pairs(volume, logits, near, far, contrast, prices, mu, steps, inside=None):
+    "Fully-connected CRF, all voxels at once, over all pairs; symmetric normalization, oneself included"
+    x, at = volume.numpy(), [i for i in np.ndindex(volume.shape) if inside is None or inside[i]]
+    def bound(width, contrast=None):
+        k = np.zeros((len(at), len(at)))
+        for i, a in enumerate(at):
+            for j, b in enumerate(at):
+                d2 = sum(((p - q)*mm/width)**2 for p, q, mm in zip(a, b, volume.spacing))
+                if contrast is not None: d2 += sum(((c[a] - c[b])/s)**2 for c, s in zip(x, contrast))
+                k[i, j] = np.exp(-d2/2)
+        total = k.sum(1)
+        return k/np.sqrt(total[:, None]*total[None])
+    def softmax(z):
+        e = np.exp(z - z.max(1, keepdims=True))
+        return e/e.sum(1, keepdims=True)
+    bonds, q = prices[0]*bound(near) + prices[1]*bound(far, contrast), softmax(logits)
+    for _ in range(steps): q = softmax(logits - bonds@q@mu.T)
+    return q
+
+
+def minibatch_loop(x, centers, batch, rng, rounds):
+    "Mini-batch k-means voxel by voxel (Sculley 2010, Algorithm 1)"
+    centers, seen = np.array(centers, float), [0]*len(centers)
+    for _ in range(rounds):
+        part = x[rng.integers(len(x), size=batch)]
+        near = [min(range(len(centers)), key=lambda j: ((p - centers[j])**2).sum()) for p in part]
+        for p, j in zip(part, near):
+            seen[j] += 1
+            centers[j] += (p - centers[j])/seen[j]
+    return centers
+
+
+def grown_by_sorted_list(x, seeds):
+    "Adams and Bischof with a plain list: the nearest voxel first, of equals the one that came first"
+    out, waiting = seeds.copy(), []
+    def around(at):
+        for axis in range(x.ndim):
+            for step in (-1, 1):
+                to = at[:axis] + (at[axis] + step,) + at[axis + 1:]
+                if 0 <= to[axis] < x.shape[axis] and not np.isnan(x[to]): yield to
+    def nearest(at):
+        return min((abs(x[at] - total[k]/count[k]), k) for k in {out[to] for to in around(at)} if k)
+    labels = [int(k) for k in np.unique(seeds) if k]
+    total, count = {k: x[seeds == k].sum() for k in labels}, {k: (seeds == k).sum() for k in labels}
+    def enlist(at):
+        for to in around(at):
+            if not out[to] and to not in {w for _, w in waiting}: waiting.append((nearest(to)[0], to))
+    for at in map(tuple, np.argwhere(seeds > 0)): enlist(at)
+    while waiting:
+        _, at = waiting.pop(min(range(len(waiting)), key=lambda i: waiting[i][0]))
+        k = out[at] = nearest(at)[1]
+        total[k], count[k] = total[k] + x[at], count[k] + 1
+        enlist(at)
+    return out
+
+
+def even_blocks(x, tolerance):
+    "Blocks that are even, or halved along each axis, by recursion"
+    out, n = np.zeros(x.shape, int), [0]
+    def split(box):
+        part = x[tuple(slice(a, b) for a, b in box)]
+        if not part.size: return
+        known = part[~np.isnan(part)]
+        if not known.size or known.std() <= tolerance + 1e-9 or all(b - a == 1 for a, b in box):
+            out[tuple(slice(a, b) for a, b in box)] = n[0] = n[0] + 1
+            return
+        longest = max(b - a for a, b in box)
+        halves = [[(a, b)] if b - a < longest else [(a, a + longest//2), (a + longest//2, b)] for a, b in box]
+        for part in product(*halves): split(part)
+    split([(0, 1 << (size - 1).bit_length()) for size in x.shape])
+    return out

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from nbclient import NotebookClient
 
+from medseg_nb.core import explore
 from medseg_nb.data.case import Case
 from medseg_nb.data.volume import Volume
 from medseg_nb.view import viewer, voxels
@@ -355,7 +356,7 @@ def test_too_large_for_a_page(monkeypatch):
 def page(monkeypatch):
     "A kernel that says a page listens"
     shell = SimpleNamespace(kernel=SimpleNamespace(_allow_stdin=True))
-    monkeypatch.setattr(voxels, 'get_ipython', lambda: shell)
+    monkeypatch.setattr(explore, 'get_ipython', lambda: shell)
 
 
 def test_picture_only_where_no_page_listens():

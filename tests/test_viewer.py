@@ -1,4 +1,5 @@
 "The viewer's Python half: layers, windows, channels, worst slices, links, clicks and the still picture."
+import itertools
 import pickle
 from io import BytesIO
 from types import SimpleNamespace
@@ -13,10 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from medseg_nb.data.volume import Volume
+from medseg_nb.view.plane import upright
 from medseg_nb.view.show import ERRORS
 from medseg_nb.view.viewer import Viewer, link
 from medseg_nb.view.voxels import (
-    PRESETS, errors, heat_layer, layer, looks_ct, message, presets, slice_dice, window_of, windows)
+    PRESETS, errors, frame, heat_layer, layer, looks_ct, message, presets, screen, slice_dice, window_of,
+    windows)
 
 rng = np.random.default_rng(0)
 
@@ -360,3 +363,17 @@ def test_still_shows_the_errors():
     colors = {tuple(c) for c in np.rint(255*pixels(a)[..., :3]).astype(int).reshape(-1, 3)}
     for word in ('correct', 'false alarm', 'missed'):
         assert tuple(int(ERRORS[word][i:i + 2], 16) for i in (1, 3, 5)) in colors, word
+
+
+@pytest.mark.parametrize('perm', list(itertools.permutations(range(3))))
+def test_frame_and_screen_are_upright_in_every_orientation(perm):
+    rng, turn = np.random.default_rng(0), np.array([[.8, -.6, 0], [.6, .8, 0], [0, 0, 1]])
+    for signs in itertools.product((1, -1), repeat=3):
+        affine = np.eye(4)
+        affine[:3, :3] = turn@(np.diag(signs)@np.eye(3)[list(perm)])*[.7, 1.1, 3]
+        affine[:3, 3] = 4, -9, 2
+        v = Volume(rng.integers(0, 99, (1, 5, 6, 7)).astype('int16'), affine)
+        grid, known = frame(v)[0], upright(v)
+        assert grid.shape == known.shape
+        np.testing.assert_allclose(grid.affine, known.affine, atol=1e-9)
+        np.testing.assert_array_equal(screen(v), known.numpy().transpose(3, 2, 1, 0))

@@ -137,7 +137,7 @@ def annotate(ax, p:Picture, h, w): # h, w: size of the picture, mm
         ax.plot([.04*w, .04*w + length], [.955*h]*2, lw=2, solid_capstyle='butt', **white)
         ax.annotate(f'{length:g} mm', (.04*w, .955*h), (0, 4), textcoords='offset points', size=10, **white)
 
-# %% ../../nbs/02_view/01_show.ipynb #60d66f88
+# %% ../../nbs/02_view/01_show.ipynb #85c13244
 VOID = '#3B3561'
 
 def rim_of(ink)->str: # A color
@@ -153,7 +153,7 @@ def draw(ax, p:Picture): # On matplotlib axes
     grays = plt.colormaps['gray'].with_extremes(bad=VOID)
     ax.imshow(x, cmap=grays, vmin=low, vmax=high, extent=(0, w, h, 0))
     if p.tint is not None: ax.imshow(p.tint, extent=(0, w, h, 0))
-    if p.mask is not None: paint(ax, p.mask, p, p.fill, 0 if both else 1.3)
+    if p.mask is not None: paint(ax, p.mask, p, p.fill, 0 if both or p.fill is None else 1.3)
     if p.pred is not None: paint(ax, p.pred, p, 0 if both else p.fill, 1.6, 3.2*both)
     for region, ink in p.lines:
         trace(ax, outline(region), rim_of(ink), p, 2.6)

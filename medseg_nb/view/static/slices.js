@@ -1,5 +1,5 @@
 // The page's half of medseg_nb.view.viewer. Python sends the voxels once, in answer to {type: 'ready'}; from then on
-// every slice is drawn here. Display voxel p = [x, y, z]: x to the right, y down the screen, z through it (axial planes).
+// every slice is drawn here; a widget built on the viewer extends `View`. Display voxel p = [x, y, z]: x to the right, y down the screen, z through it (axial planes).
 // The message, field by field: the notebook of medseg_nb.view.voxels.
 
 const PATIENCE = 8000 // ms before the page says what may be wrong
@@ -197,7 +197,7 @@ class View {
   constructor(model, shared, root) {
     // The voxels are shared by all views of a model; what is shown, and how, is each view's own
     const volume = { ...shared, size: shared.shape[0] * shared.shape[1] * shared.shape[2], layers: shared.layers.map(layer => ({ ...layer })) }
-    Object.assign(this, { model, volume, root, masked: false, hover: null, stops: [], zoom: 1, turn: -1 })
+    Object.assign(this, { model, volume, root, masked: false, hover: null, stops: [], zoom: 1, turn: -1, besides: 230, late: true, pending: requestAnimationFrame(() => this.next()) })
     this.planes = volume.planes.map(plane => ({ ...plane, slice: new Slice(volume, plane.axis), ink: new Ink(), stale: true }))
     this.focus = volume.shape.map(n => n / 2)
     this.gray = new Uint32Array(2 ** volume.bits)
@@ -222,10 +222,28 @@ class View {
     const mute = event => {
       if (!this.root.contains(event.target)) return
       const free = event.ctrlKey || event.metaKey || event.altKey || event.key === 'Escape' || event.shiftKey && event.key === 'Enter'
-      event.target.toggleAttribute('data-lm-suppress-shortcuts', !free)
+      event.target.toggleAttribute('data-lm-suppress-shortcuts', !free || this.owns(event))
     }
     window.addEventListener('keydown', mute, true)
     this.stops.push(() => window.removeEventListener('keydown', mute, true))
+  }
+
+  // -------- for a widget built on this one: its tools answer here, and say whether they did
+
+  owns(event) { return false } // a key with Ctrl and the like, or Escape
+  press(plane, event) { return false }
+  drag(plane, event) {}
+  release(plane, event) {}
+  twice(plane) { return false }
+  key(plane, event) { return false }
+  lift(plane, event) {}
+  point(plane) {} // the pointer came, moved or left: null
+  drawOver(plane, c, sx, sy, ox, oy) {}
+
+  redraw(low, high) {
+    // Layers changed between these display voxels, both included
+    for (const plane of this.planes) plane.stale ||= low[plane.axis] <= this.p[plane.axis] && this.p[plane.axis] <= high[plane.axis]
+    this.draw()
   }
 
   close() {
@@ -437,7 +455,7 @@ class View {
   entries() {
     // One entry for each class of the layers that are shown, a bar with numbers for each map
     const shown = this.volume.layers.filter(layer => layer.shown), seen = new Map()
-    for (const layer of shown.filter(l => l.kind !== 'map')) {
+    for (const layer of shown.filter(l => l.kind !== 'map' && !l.edited)) {
       for (const c of layer.classes) seen.set(`${c.name} ${c.color}`, c)
       if (!layer.classes.length) seen.set(layer.title, { name: `${layer.title}: empty` })
     }
@@ -556,24 +574,29 @@ class View {
       mode = event.button === 1 || event.button === 0 && (event.ctrlKey || event.metaKey) ? 'pan'
         : event.button === 2 || event.shiftKey ? 'window' : event.button === 0 ? 'cross' : null
       last = first = event
+      if (mode === 'cross' && this.press(plane, event)) mode = 'tool'
       if (mode === 'cross') this.moveTo(this.under(plane, event))
       event.preventDefault()
     }
     canvas.onpointermove = event => {
       this.hover = this.under(plane, event)
+      if (mode === 'tool') this.drag(plane, event)
       if (mode === 'cross') this.moveTo(this.hover)
       if (mode === 'window') this.dragWindow(canvas, event.clientX - last.clientX, event.clientY - last.clientY)
       if (mode === 'pan') this.pan(plane, event.clientX - last.clientX, event.clientY - last.clientY)
       last = event
+      this.point(plane)
       this.tell()
     }
     canvas.onpointerup = event => {
       if (mode === 'cross' && Math.hypot(event.clientX - first.clientX, event.clientY - first.clientY) < 4) this.click(plane)
+      if (mode === 'tool') this.release(plane, event)
       mode = null
     }
-    canvas.onpointercancel = () => { mode = null }
-    canvas.onpointerleave = () => { this.hover = null; this.tell() }
-    canvas.ondblclick = () => this.write('window', this.range())
+    canvas.onpointercancel = event => { if (mode === 'tool') this.release(plane, event); mode = null }
+    canvas.onpointerleave = () => { this.hover = null; this.point(null); this.tell() }
+    canvas.ondblclick = () => { if (!this.twice(plane)) this.write('window', this.range()) }
+    canvas.onkeyup = event => this.lift(plane, event)
     canvas.addEventListener('wheel', event => {
       if (!this.root.contains(document.activeElement)) return
       const turned = event.deltaMode ? 40 * event.deltaY : event.deltaY
@@ -586,6 +609,7 @@ class View {
     canvas.onkeydown = event => {
       const by = { ArrowUp: 1, ArrowDown: -1, PageUp: 10, PageDown: -10 }[event.key], key = event.key.toLowerCase()
       const pan = event.shiftKey && { ArrowUp: [0, 40], ArrowDown: [0, -40], ArrowLeft: [40, 0], ArrowRight: [-40, 0] }[event.key]
+      if (this.key(plane, event)) { event.preventDefault(); event.stopPropagation(); return }
       if (event.ctrlKey || event.metaKey || event.altKey || event.key === 'Enter' && event.shiftKey) return
       if (pan) this.pan(plane, ...pan)
       else if (by) this.step(plane, by)
@@ -651,7 +675,7 @@ class View {
     const room = this.tiles.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight)
     if (room <= 0) return
     const wide = this.planes.map(p => p.slice.w * spacing[p.slice.across]), high = this.planes.map(p => p.slice.h * spacing[p.slice.down])
-    const tall = document.fullscreenElement === this.root ? Math.max(200, this.root.clientHeight - 230) : 460
+    const tall = document.fullscreenElement === this.root ? Math.max(200, this.root.clientHeight - this.besides) : 460
     const tallest = Math.max(...high), inRow = (room - gap * (wide.length - 1)) / wide.reduce((a, b) => a + b)
     const stacked = room < 200 * wide.length
     const scale = stacked ? Math.min(room / Math.max(...wide), tall / tallest) : Math.min(inRow, tall / tallest)
@@ -686,13 +710,17 @@ class View {
   drawAll() { for (const plane of this.planes) plane.stale = true; this.draw() }
 
   draw() {
-    if (this.pending || this.closed) return
-    this.pending = requestAnimationFrame(() => {
-      this.pending = 0
-      if (this.closed) return
-      for (const plane of this.planes) if (plane.width) this.drawPlane(plane)
-      this.tell()
-    })
+    // At once, so that the pixels are there when the key has been dealt with; what comes before the next frame is drawn together then
+    if (this.closed) return
+    if (this.pending) { this.late = true; return }
+    this.pending = requestAnimationFrame(() => this.next())
+    for (const plane of this.planes) if (plane.width) this.drawPlane(plane)
+    this.tell()
+  }
+
+  next() {
+    this.pending = 0
+    if (this.late) { this.late = false; this.draw() }
   }
 
   drawPlane(plane) {
@@ -700,9 +728,11 @@ class View {
     if (plane.stale) this.drawBase(plane, base.getContext('2d'), sx, sy, ox, oy)
     plane.stale = false
     context.setTransform(1, 0, 0, 1, 0, 0)
+    context.clearRect(0, 0, plane.canvas.width, plane.canvas.height) // The last row may be half transparent, and must not add up
     context.drawImage(base, 0, 0)
     context.setTransform(ratio, 0, 0, ratio, plane.left * ratio, plane.top * ratio)
     this.drawCross(plane, context, sx, sy, ox, oy)
+    this.drawOver(plane, context, sx, sy, ox, oy)
     this.drawWords(plane, context, wide, high)
     this.drawUnder(plane)
   }
@@ -819,3 +849,5 @@ class View {
     this.status.replaceChildren(...items)
   }
 }
+
+let Shown = View // a widget built on the viewer puts its own class here

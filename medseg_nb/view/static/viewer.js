@@ -15,7 +15,7 @@ export default {
     el.append(root)
     let view = null, gone = false
     const impatient = setTimeout(() => { note.textContent = 'Still waiting for the voxels. If no kernel runs, run the cell that made this viewer.' }, PATIENCE)
-    fetchVolume(model).then(volume => { clearTimeout(impatient); if (!gone) view = new View(model, volume, root) },
+    fetchVolume(model).then(volume => { clearTimeout(impatient); if (!gone) view = new Shown(model, volume, root) },
       error => { clearTimeout(impatient); note.textContent = `The voxels cannot be drawn: ${error.message}` })
     return () => { gone = true; clearTimeout(impatient); view?.close() }
   },
