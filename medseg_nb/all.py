@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from medseg_nb.core.explore import explore
 from medseg_nb.core.run import atomic, cache_dir, clock, device, pick, profile, receipt, seed, threads
 from medseg_nb.core.system import card, system, systems
 from medseg_nb.data.augment import Augment
@@ -33,9 +34,12 @@ from medseg_nb.metrics.evaluate import evaluate, summary
 from medseg_nb.metrics.lab import MetricLab
 from medseg_nb.metrics.overlap import dice, iou, precision, sensitivity, specificity
 from medseg_nb.metrics.surface import assd, hd, hd95, nsd, panel
+from medseg_nb.train.bench import bench, leaderboard
 from medseg_nb.train.learner import Resume, load_net, save_net, seg_learner
 from medseg_nb.train.loss import cross_entropy, dice_ce, soft_dice
 from medseg_nb.train.predict import Predictor
+from medseg_nb.view.editor import Editor
+from medseg_nb.view.scene import scene
 from medseg_nb.view.show import show
 from medseg_nb.view.viewer import Viewer
 
