@@ -2,7 +2,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -218,29 +217,24 @@ def test_an_odd_notebook_builds(tmp_path):
     with pytest.raises(AssertionError, match='cannot set'): build(tmp_path/'nbs', tmp_path/'site')
 
 
-def test_in_a_browser(site):
+@pytest.mark.skipif('MEDSEG_NO_BROWSER' in os.environ, reason='MEDSEG_NO_BROWSER is set')
+def test_in_a_browser(site, chromium):
     "No request leaves the machine, nothing fails, formulas have a size, and a narrow page has its menu"
-    if os.environ.get('MEDSEG_NO_BROWSER'): pytest.skip('MEDSEG_NO_BROWSER is set')
-    from playwright.sync_api import sync_playwright
-    chromium, wrong = shutil.which('chromium'), []
-    if not chromium: pytest.fail('No chromium: apt-get install chromium, or skip by MEDSEG_NO_BROWSER=1.')
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox', '--disable-gpu'])
-        view = browser.new_page(viewport=dict(width=390, height=844))
-        view.on('request', lambda r: r.url.startswith(('file:', 'data:')) or wrong.append(r.url))
-        view.on('console', lambda m: m.type == 'error' and wrong.append(m.text))
-        for name in ('index', '06_cnn/04_unet', '03_metrics/01_overlap'):
-            view.goto(f'file://{site}/{name}.html')
-            assert view.evaluate('document.documentElement.scrollWidth') <= 390, name
-        assert view.locator('div.formula math').first.bounding_box()['width'] > 100
-        view.locator('button.primary-toggle').click()
-        view.locator('dialog[open] >> text=Glossary').click()
-        view.wait_for_url('**/glossary.html')
-        view.keyboard.press('Control+k')
-        view.keyboard.type('bootstrap')
-        view.keyboard.press('Enter')
-        view.wait_for_selector('#search-results li >> text=Evaluate')
-        browser.close()
+    view, wrong = chromium.new_page(viewport=dict(width=390, height=844)), []
+    view.on('request', lambda r: r.url.startswith(('file:', 'data:')) or wrong.append(r.url))
+    view.on('console', lambda m: m.type == 'error' and wrong.append(m.text))
+    for name in ('index', '06_cnn/04_unet', '03_metrics/01_overlap'):
+        view.goto(f'file://{site}/{name}.html')
+        assert view.evaluate('document.documentElement.scrollWidth') <= 390, name
+    assert view.locator('div.formula math').first.bounding_box()['width'] > 100
+    view.locator('button.primary-toggle').click()
+    view.locator('dialog[open] >> text=Glossary').click()
+    view.wait_for_url('**/glossary.html')
+    view.keyboard.press('Control+k')
+    view.keyboard.type('bootstrap')
+    view.keyboard.press('Enter')
+    view.wait_for_selector('#search-results li >> text=Evaluate')
+    view.close()
     assert not [w for w in wrong if 'CORS' not in w and 'ERR_FAILED' not in w], wrong
 
 
