@@ -22,7 +22,7 @@ from medseg_nb.data.loaders import dataloaders
 from medseg_nb.data.volume import Volume
 from medseg_nb.metrics.overlap import dice
 from medseg_nb.train.learner import PerCase, Resume, load_net, save_net, seg_learner
-from medseg_nb.train.loss import cross_entropy, dice_ce, soft_dice
+from medseg_nb.train.loss import cross_entropy, deep_supervision, dice_ce, soft_dice
 from medseg_nb.train.predict import Predictor, bell, pad_to_fit, slide, starts
 
 
@@ -39,11 +39,11 @@ def toy_cases(n=12, side=32):
     return out
 
 
-def toy_learner(**more):
+def toy_learner(net=None, **more):
     seed(0)
     cases = toy_cases()
     dls = dataloaders(cases[:8], cases[8:], size=32, bs=2, seed=0)
-    return seg_learner(dls, unet(width=4, depth=3), **more)
+    return seg_learner(dls, net or unet(width=4, depth=3), **more)
 
 
 def quiet(learn): return learn.no_bar(), learn.no_logging()
@@ -96,6 +96,34 @@ def test_unlabeled_pixels_do_not_matter(loss):
                                     (torch.full((1, 4, 4), -2), 'from -2')])
 def test_loss_refuses(y, said):
     with pytest.raises((TypeError, ValueError), match=re.escape(said)): dice_ce(torch.zeros(1, 2, 4, 4), y)
+
+
+def test_deep_supervision_is_a_weighted_mean():
+    torch.manual_seed(0)
+    y, heads = torch.randint(-1, 3, (2, 5, 6)), [torch.randn(2, 3, 5, 6) for _ in range(3)]
+    a, b, c = (dice_ce(h, y) for h in heads)
+    assert deep_supervision(dice_ce)(heads, y).item() == pytest.approx(((4*a + 2*b + c)/7).item())
+    assert deep_supervision(dice_ce, [0, 3, 1])(heads, y).item() == pytest.approx(((3*b + c)/4).item())
+    assert torch.equal(deep_supervision(dice_ce)(heads[0], y), a)
+    for w in ([1, 1], [0, 0, 0]):
+        with pytest.raises(ValueError, match='a weight for each'): deep_supervision(dice_ce, w)(heads, y)
+
+
+class Twice(torch.nn.Module):
+    "Two answers in train mode, the final one in eval mode"
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = torch.nn.Conv2d(1, 2, 3, padding=1), torch.nn.Conv2d(2, 2, 3, padding=1)
+    def forward(self, x):
+        early = self.one(x)
+        late = self.two(early.relu())
+        return [late, early] if self.training else late
+
+
+def test_the_learner_takes_a_net_with_two_answers():
+    learn = toy_learner(net=Twice(), loss=deep_supervision(dice_ce))
+    fit(learn, 2)
+    assert np.isfinite(learn.recorder.values[-1]).all()
 
 
 def test_losses_count_in_32_bits():
