@@ -473,3 +473,150 @@ def even_blocks(x, tolerance):
         for part in product(*halves): split(part)
     split([(0, 1 << (size - 1).bit_length()) for size in x.shape])
     return out
+
+
+def region_graph(x, labels, faces):
+    "Pairs of touching regions, voxel by voxel: {(a, b): [border, difference of means]}"
+    members = {}
+    for at, k in np.ndenumerate(labels): members.setdefault(int(k), []).append(float(x[at]))
+    out = {}
+    for at, k in np.ndenumerate(labels):
+        for axis, face in enumerate(faces):
+            to = (*at[:axis], at[axis] + 1, *at[axis + 1:])
+            if to[axis] == labels.shape[axis] or labels[to] == k or not k or not labels[to]: continue
+            a, b = sorted((int(k), int(labels[to])))
+            gap = abs(np.mean(members[a]) - np.mean(members[b]))
+            out[a, b] = [out.get((a, b), [0])[0] + face, gap]
+    return out
+
+
+def merged_by_scanning(x, labels, until=None, k=None):
+    "Join the least different neighbors, looking at all pairs anew each time"
+    labels = labels.copy()
+    while True:
+        left = len(set(labels[labels > 0].tolist()))
+        graph = region_graph(x, labels, [1]*labels.ndim)
+        if not graph or (k is not None and left <= k): return labels
+        (a, b), (_, gap) = min(graph.items(), key=lambda item: item[1][1])
+        if until is not None and gap >= until: return labels
+        labels[labels == b] = a
+
+
+def sugeno(x, centers, widths, conclusions):
+    "Sugeno rules for one point: strengths of all rules, and their weighted answer"
+    fire, answers = [], []
+    for rule, which in enumerate(product(*(range(len(c)) for c in centers))):
+        fits = [np.exp(-((x[j] - centers[j][t])/widths[j][t])**2/2) for j, t in enumerate(which)]
+        fire.append(np.prod(fits))
+        answers.append([sum(p*v for p, v in zip(line, [*x, 1])) for line in conclusions[rule].T])
+    fire = np.array(fire)/sum(fire)
+    return fire, fire@np.array(answers)
+
+
+def around_voxel(at, shape):
+    "The voxels that share a face with one"
+    for axis in range(len(shape)):
+        for step in (-1, 1):
+            to = at[:axis] + (at[axis] + step,) + at[axis + 1:]
+            if 0 <= to[axis] < shape[axis]: yield to
+
+
+def flooded(height, seeds, within):
+    "Of all voxels that water has reached, the lowest lets it on to its neighbors; no two of one height"
+    out, wet = seeds.copy(), [tuple(at) for at in np.argwhere(seeds > 0)]
+    while wet:
+        at = wet.pop(min(range(len(wet)), key=lambda i: height[wet[i]]))
+        for to in around_voxel(at, height.shape):
+            if within[to] and not out[to]:
+                out[to] = out[at]
+                wet.append(to)
+    return out
+
+
+def summits_by_definition(height, within, depth):
+    "Cut by depth, grown back voxel by voxel, and the flat tops that have no higher neighbor"
+    cut, changed = np.where(within, height - depth, np.nan), True
+    while changed:
+        changed = False
+        for at in map(tuple, np.argwhere(within)):
+            near = [cut[to] for to in around_voxel(at, height.shape) if within[to]]
+            new = min(height[at], max([cut[at], *near]))
+            if new > cut[at]: cut[at], changed = new, True
+    top, changed = within.copy(), True
+    while changed:
+        changed = False
+        for at in map(tuple, np.argwhere(top)):
+            for to in around_voxel(at, height.shape):
+                if within[to] and (cut[to] > cut[at] or cut[to] == cut[at] and not top[to]) and top[at]:
+                    top[at], changed = False, True
+    return top
+
+
+def walks_by_dense_equations(x, seeds, spacing, beta, door):
+    "Laplacian by loops; labels; chance of meeting each first, by a dense solve (0 where none can be met)"
+    at = list(np.ndindex(x.shape))
+    number, L, shape = {a: i for i, a in enumerate(at)}, np.zeros((x.size, x.size)), x.shape
+    pairs = [(a, b) for a in at for b in around_voxel(a, shape) if not np.isnan(x[a] - x[b])]
+    usual = np.sqrt(np.mean([(x[a] - x[b])**2 for a, b in pairs])) if pairs else 1
+    for a, b in pairs:
+        axis = next(i for i in range(x.ndim) if a[i] != b[i])
+        w = (np.exp(-beta*((x[a] - x[b])/usual)**2) + door)*(min(spacing)/spacing[axis])**2
+        L[number[a], number[b]] -= w
+        L[number[a], number[a]] += w
+    met, todo = {a for a in at if seeds[a]}, [a for a in at if seeds[a]]
+    while todo:
+        a = todo.pop()
+        for b in around_voxel(a, shape):
+            if b not in met and not np.isnan(x[b]): met.add(b); todo.append(b)
+    free = [number[a] for a in at if a in met and not seeds[a]]
+    kinds, flat = [int(k) for k in np.unique(seeds) if k], seeds.ravel()
+    out = np.array([flat == k for k in kinds], float)
+    if free: out[:, free] = np.linalg.solve(L[np.ix_(free, free)], -(L[free]@out.T)).T
+    return L, kinds, out.reshape(-1, *shape)
+
+
+def fuzzy_round(x, centers, m, weights):
+    "One round of fuzzy c-means by loops: memberships (k,n) for centers (k,C), the next centers, the energy"
+    n, k = len(x), len(centers)
+    u = np.zeros((k, n))
+    for i in range(n):
+        far = [sum((a - b)**2 for a, b in zip(x[i], c)) for c in centers]
+        for j in range(k):
+            if min(far) == 0: u[j, i] = (far[j] == 0)/far.count(0)
+            else: u[j, i] = 1/sum((far[j]/far[l])**(1/(m - 1)) for l in range(k))
+    pull = [[weights[i]*u[j, i]**m for i in range(n)] for j in range(k)]
+    moved = np.array([sum(p*v for p, v in zip(row, x))/sum(row) for row in pull])
+    energy = sum(pull[j][i]*((x[i] - centers[j])**2).sum() for i in range(n) for j in range(k))
+    return u, moved, energy
+
+
+def window_of(at, shape, sizes):
+    "The places in the window around a voxel, itself included, inside the image"
+    spans = [range(max(a - s//2, 0), min(a + s//2 + 1, n)) for a, s, n in zip(at, sizes, shape)]
+    return [tuple(b) for b in np.array(np.meshgrid(*spans, indexing='ij')).reshape(len(shape), -1).T]
+
+
+def spatial_round(x, centers, sizes, p, q, m=2.):
+    "One round of spatial FCM (Chuang et al. 2006) by loops: memberships (k,*S), the next centers"
+    u = fuzzy_round(x.reshape(-1, 1), centers[:, None], m, np.ones(x.size))[0].reshape(-1, *x.shape)
+    out = np.zeros_like(u)
+    for at in np.ndindex(x.shape):
+        near = window_of(at, x.shape, sizes)
+        both = [v[at]**p*sum(v[b] for b in near)**q for v in u]
+        for j in range(len(u)): out[(j, *at)] = both[j]/sum(both)
+    return out, np.array([(v**m*x).sum()/(v**m).sum() for v in out])
+
+
+def bias_energy(y, field, centers, sizes, m, alpha):
+    "The energy of Ahmed et al. (2002) at the best memberships, by loops; nan is not there"
+    total = 0.
+    for at in np.ndindex(y.shape):
+        if np.isnan(y[at]): continue
+        near = [b for b in window_of(at, y.shape, sizes) if b != at and not np.isnan(y[b])]
+        cost = []
+        for c in centers:
+            own = (y[at] - field[at] - c)**2
+            cost.append(own + alpha*sum((y[b] - field[b] - c)**2 for b in near)/max(len(near), 1))
+        share = np.array(cost)**(-1/(m - 1))
+        total += ((share/share.sum())**m*cost).sum()
+    return total

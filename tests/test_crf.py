@@ -41,6 +41,15 @@ def test_exact_kernels_give_the_loops_and_cells_come_near(shape, c, spacing):
     assert abs(fast - slow).mean() < .02 and (fast.argmax(1) == slow.argmax(1)).mean() > .96
 
 
+def test_prices_are_of_my_label_and_theirs_in_this_order():
+    mu, volume, logits = torch.tensor([[0., 3], [.5, 0]]).double(), scene((5, 6)), random_logits(30, 2)
+    net = MeanField(2, (2., 3.), 3).double()
+    net.compatibility.data = mu
+    with torch.no_grad(): q = net(logits, crf_kernels(volume, 1.5, 4., .5, exact=True)).numpy()
+    slow = mean_field_by_pairs(volume, logits.numpy(), 1.5, 4., [.5], (2., 3.), mu.numpy(), 3)
+    np.testing.assert_allclose(q, slow, atol=1e-6)
+
+
 def test_missing_voxels_are_not_asked():
     volume = scene((8, 9))
     inside = np.random.default_rng(0).random((8, 9)) < .7
@@ -188,6 +197,29 @@ def test_refine_says_what_it_wants():
     for bad in (dict(near=0.), dict(far=-1.), dict(contrast=0.)):
         with pytest.raises(ValueError, match='wanted more than 0'): refine(p, volume, **bad)
     with pytest.raises(ValueError, match='wanted 2 to 255'): crf(volume, 1)
+
+
+def test_groups_are_those_of_the_first_channel():
+    first, other = scene((16, 16), noise=.1), scene((16, 16), seed=1, noise=.1)
+    both = Volume(torch.cat([first.data, 1 - other.data.flip(1).roll(5, 2)]))
+    found = group_probs(both, 2).data.argmax(0) == 1
+    assert (found == first.data[0].gt(.5)).float().mean() > .9
+
+
+def test_constant_images_and_holes_have_two_classes():
+    flat = Volume(np.full((1, 5, 6), .1))
+    p = group_probs(flat, 3)
+    assert p.channels == 2 and (p.data[0] == 1).all() and (crf(flat).data == 0).all()
+    volume = scene((8, 8))
+    volume.data[0, 2], volume.data[0, 5, 5] = torch.nan, torch.inf
+    p = group_probs(volume, 2).data
+    assert (p[0, 2] == 1).all() and (p[1, 2] == 0).all() and p[:, 5, 5].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize('x', [.1, 7., -1e6/3])
+def test_rounding_is_no_spread(x):
+    q = np.random.default_rng(0).dirichlet((1, 1, 1), 50)
+    assert spread(np.full((50, 1), x), q) == 1
 
 
 def test_soft_groups_are_multi_otsus_and_spread_is_inside():

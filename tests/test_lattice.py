@@ -143,6 +143,14 @@ def test_precision_type_and_bad_points():
     with pytest.raises(ValueError, match="wanted 'cubes' or 'simplices'"): Lattice(f[:2], 'balls')
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_all_kernels_answer_in_the_type_they_are_asked(dtype):
+    f, x = np.random.default_rng(0).normal(0, 1, (30, 3)), torch.rand(30, 2, dtype=dtype)
+    for kernel in (Exact(f), Smooth(Volume(np.zeros((1, 5, 6))), 2.), Lattice(f)):
+        for k in (kernel, normalized(kernel, 30)):
+            assert k(x).dtype == dtype and torch.allclose(k(x).double(), k(x.double()), rtol=1e-4)
+
+
 def test_far_points_do_not_meet_and_one_point_is_enough():
     with warnings.catch_warnings():
         warnings.simplefilter('error')

@@ -31,7 +31,7 @@ def crf_kernels(
     alike = (Exact if exact else Lattice)(points)
     return [normalized(k, len(points)) for k in (Smooth(image, near, inside), alike)]
 
-# %% ../../nbs/04_classic/12_crf.ipynb #d12e7e5e
+# %% ../../nbs/04_classic/12_crf.ipynb #0a810256
 class MeanField(nn.Module):
     "A fully-connected CRF solved by parallel updates; its prices can be learned"
     def __init__(self,
@@ -52,7 +52,7 @@ class MeanField(nn.Module):
         q = logits.softmax(1)
         for _ in range(self.steps):
             asked = sum(w*kernel(q) for w, kernel in zip(self.weights, kernels))
-            q = (logits - asked@self.compatibility).softmax(1)
+            q = (logits - asked@self.compatibility.T).softmax(1)
         return q
 
 # %% ../../nbs/04_classic/12_crf.ipynb #5f61975c
