@@ -20,7 +20,7 @@ demo: .venv/.lab  ## Install, then train a U-Net on real chest films and look at
 test: .venv/.dev  ## Every check: style, notebooks, contracts, oracles, labs, the browser
 	$(BIN)/ruff check
 	MEDSEG_PROFILE=tiny OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --skip-folder-re '^[_.]|13_labs'
-	MEDSEG_PROFILE=tiny OMP_NUM_THREADS=1 $(BIN)/pytest
+	MEDSEG_PROFILE=tiny OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 lab: .venv/.lab  ## JupyterLab on this machine, opened in nbs/
 	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=nbs
