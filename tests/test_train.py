@@ -22,7 +22,7 @@ from medseg_nb.data.loaders import dataloaders
 from medseg_nb.data.volume import Volume
 from medseg_nb.metrics.overlap import dice
 from medseg_nb.train.learner import PerCase, Resume, load_net, save_net, seg_learner
-from medseg_nb.train.loss import cross_entropy, deep_supervision, dice_ce, soft_dice
+from medseg_nb.train.loss import check, cross_entropy, deep_supervision, dice_ce, soft_dice
 from medseg_nb.train.predict import Predictor, bell, pad_to_fit, slide, starts
 
 
@@ -96,6 +96,16 @@ def test_unlabeled_pixels_do_not_matter(loss):
                                     (torch.full((1, 4, 4), -2), 'from -2')])
 def test_loss_refuses(y, said):
     with pytest.raises((TypeError, ValueError), match=re.escape(said)): dice_ce(torch.zeros(1, 2, 4, 4), y)
+
+
+@pytest.mark.parametrize('shape', [(1, 2, 4, 4), (2, 3, 60, 70), (1, 2, 9, 9, 30)])
+def test_probabilities_are_refused_and_logits_are_not(shape):
+    torch.manual_seed(0)
+    logits, y = torch.randn(shape), torch.zeros(shape[0], *shape[2:], dtype=torch.long)
+    check(logits, y), check(logits.abs(), y), check(torch.zeros(shape), y)
+    for p in (logits.softmax(1), logits.half().softmax(1), logits.softmax(1).round()):
+        if p.sum(1).min() > .99:
+            with pytest.raises(ValueError, match='Got probabilities'): check(p, y)
 
 
 def test_deep_supervision_is_a_weighted_mean():
