@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from live import chromium, jupyter, lay, opened, root, until
+from live import chromium, jupyter, lay, opened, root, until, webgl
 from PIL import Image
 
 BRAIN = """from medseg_nb.data.sets import cases
@@ -27,12 +27,29 @@ WRONG = """v = Viewer(brain, pred=guess)
 v.hidden, v.opacity = ['Mask', 'Prediction'], .6
 v"""
 
+EDIT = """from medseg_nb.view.editor import Editor
+Editor(brain.image, brain.mask.new((brain.mask.data == 2).byte()), classes={1: 'white matter'})"""
+SCENE = """from medseg_nb.view.scene import scene
+tumor = cases('lungct')[0]
+scene(tumor)"""
+VERSUS = """from functools import partial
+from medseg_nb.classic.kmeans import kmeans
+from medseg_nb.classic.threshold import multi_otsu
+from medseg_nb.metrics.versus import compare
+tissue = lambda f: lambda v: (lambda g: g.new((g.data.int() - 1).clamp(min=0).byte()))(f(v, k=4))
+part = brain.image[:, :, 60:120:2]
+compare(part, {'multi-Otsu': tissue(multi_otsu), 'k-means, smoothed': tissue(partial(kmeans, sigma=1.))},
+        truth=brain.mask[:, :, 60:120:2])"""
+
 SHOTS = {
     'viewer': ((BRAIN, 'Viewer(brain)'), '.jp-Cell:has(.mnb-viewer)', 'Light', ('ArrowUp',)),
     'errors': ((BRAIN, GUESS, WRONG), '.mnb-viewer', 'Light', ()),
     'dark': ((BRAIN, 'Viewer(brain)'), '.mnb-viewer', 'Dark', ('+', '+')),
     'linked': ((BRAIN, 'a, b = Viewer(brain), Viewer(brain.image[::3, ::3, ::3])\nlink(a, b)\ndisplay(a, b)'),
                '.jp-Cell:has(.mnb-viewer) .jp-OutputArea', 'Light', ('ArrowUp',)),
+    'editor': ((BRAIN, EDIT), '.mnb-viewer', 'Light', ()),
+    'scene': ((BRAIN, SCENE), '.mnb-scene', 'Light', ()),
+    'versus': ((BRAIN, VERSUS), '.jp-OutputArea-output:has(canvas)', 'Light', ()),
 }
 # No tools and bars of the notebook around the cell, no ring around what took the keys
 BARE = '.jp-cell-toolbar, .jp-Collapser { display: none !important } :focus { outline: none !important }'
@@ -59,7 +76,7 @@ def shoot(lab, browser, name):
     target.wait_for(timeout=120_000)
     until(lambda: not page.locator('.mnb-note').count(), 120) # the voxels are there
     target.scroll_into_view_if_needed()
-    page.wait_for_timeout(1500)
+    page.wait_for_timeout(8000 if name == 'scene' else 1500)
     if keys: target.locator('canvas[tabindex="0"]').last.focus()
     for key in keys: page.keyboard.press(key)
     page.mouse.move(1, 1)
@@ -69,7 +86,7 @@ def shoot(lab, browser, name):
 
 
 def main(names):
-    with tempfile.TemporaryDirectory() as folder, jupyter(Path(folder)) as lab, chromium() as browser:
+    with tempfile.TemporaryDirectory() as folder, jupyter(Path(folder)) as lab, chromium(*webgl) as browser:
         for name in names: shoot(lab, browser, name)
 
 
