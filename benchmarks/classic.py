@@ -89,6 +89,6 @@ if __name__ == '__main__':
     for name in args.only:
         train, test, size, systems = worlds[name]()
         table = bench({'nothing': nothing} | systems | {'U-Net': unet}, train, test, seconds=args.seconds, size=size)
-        board = leaderboard(table)[['dice', 'dice low', 'dice high', 'hd95', 'parameters', 'image_s', 'undefined']]
+        board = leaderboard(table)[['dice', 'dice low', 'dice high', 'hd95', 'steps', 'image_s', 'undefined']]
         print(f'\n{name}: {len(train)} cases to learn from, {len(test)} to be judged on, {args.seconds:g} s\n')
         print(board.round(3).to_string(), flush=True)

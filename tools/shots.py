@@ -44,7 +44,6 @@ compare(part, {'multi-Otsu': tissue(multi_otsu), 'k-means, smoothed': tissue(par
 SHOTS = {
     'viewer': ((BRAIN, 'Viewer(brain)'), '.jp-Cell:has(.mnb-viewer)', 'Light', ('ArrowUp',)),
     'errors': ((BRAIN, GUESS, WRONG), '.mnb-viewer', 'Light', ()),
-    'dark': ((BRAIN, 'Viewer(brain)'), '.mnb-viewer', 'Dark', ('+', '+')),
     'linked': ((BRAIN, 'a, b = Viewer(brain), Viewer(brain.image[::3, ::3, ::3])\nlink(a, b)\ndisplay(a, b)'),
                '.jp-Cell:has(.mnb-viewer) .jp-OutputArea', 'Light', ('ArrowUp',)),
     'editor': ((BRAIN, EDIT), '.mnb-viewer', 'Light', ()),
