@@ -3,6 +3,7 @@ from fractions import Fraction
 from itertools import product
 
 import numpy as np
+import torch
 
 
 def voxel_set(a, keep): return {i for i, on in np.ndenumerate(keep(a)) if on}
@@ -620,3 +621,63 @@ def bias_energy(y, field, centers, sizes, m, alpha):
         share = np.array(cost)**(-1/(m - 1))
         total += ((share/share.sum())**m*cost).sum()
     return total
+
+
+class CaffeFCN(torch.nn.Module):
+    "FCN-32s, 16s or 8s as Long et al. published them: pad 100, ceil pools, no padding from fc6 on, crops"
+    def __init__(self, c_in, c_out, width, hidden, stride):
+        super().__init__()
+        nn, c = torch.nn, c_in
+        for i, (n, k) in enumerate(zip((2, 2, 3, 3, 3), (1, 2, 4, 8, 8)), 1):
+            for j in range(1, n + 1):
+                self.add_module(f'conv{i}_{j}', nn.Conv2d(c, k*width, 3, padding=100 if i == j == 1 else 1))
+                c = k*width
+        self.fc6, self.fc7 = nn.Conv2d(c, hidden, 7), nn.Conv2d(hidden, hidden, 1)
+        self.stride, self.score_fr = stride, nn.Conv2d(hidden, c_out, 1)
+        up = lambda n: nn.ConvTranspose2d(c_out, c_out, 2*n, stride=n, bias=False)
+        if stride < 32: self.score_pool4, self.upscore2 = nn.Conv2d(8*width, c_out, 1), up(2)
+        if stride < 16: self.score_pool3, self.upscore_pool4 = nn.Conv2d(4*width, c_out, 1), up(2)
+        self.add_module({32: 'upscore', 16: 'upscore16', 8: 'upscore8'}[stride], up(stride))
+
+    def forward(self, x):
+        crop = lambda y, at, like: y[..., at:at + like.shape[2], at:at + like.shape[3]]
+        h, pools = x, []
+        for i, n in enumerate((2, 2, 3, 3, 3), 1):
+            for j in range(1, n + 1): h = torch.relu(getattr(self, f'conv{i}_{j}')(h))
+            h = torch.nn.functional.max_pool2d(h, 2, ceil_mode=True)
+            pools.append(h)
+        h = self.score_fr(torch.relu(self.fc7(torch.relu(self.fc6(h)))))
+        if self.stride == 32: return crop(self.upscore(h), 19, x)
+        h = self.upscore2(h)
+        h = h + crop(self.score_pool4(pools[3]), 5, h)
+        if self.stride == 16: return crop(self.upscore16(h), 27, x)
+        h = self.upscore_pool4(h)
+        h = h + crop(self.score_pool3(pools[2]), 9, h)
+        return crop(self.upscore8(h), 31, x)
+
+
+def criss_cross_by_loops(block, x, times):
+    "Each place asks the places that differ from it in one axis at most; a loop over all pairs of places"
+    places = list(product(*map(range, x.shape[2:])))
+    for _ in range(times):
+        q, k, v, out = block.query(x), block.key(x), block.value(x), x.clone()
+        for b, p in product(range(len(x)), places):
+            asked = [o for o in places if sum(i != j for i, j in zip(p, o)) <= 1]
+            score = torch.stack([(q[b, :, *p]*k[b, :, *o]).sum() for o in asked])
+            weight = score.exp()/score.exp().sum()
+            out[b, :, *p] += block.gamma[0]*sum(w*v[b, :, *o] for w, o in zip(weight, asked))
+        x = out
+    return x
+
+
+def coordinate_by_loops(block, x):
+    "Gain of a place: for each axis, one number from the mean of the plane through it across that axis"
+    out, norm = x.clone(), block.shared[1]
+    for b, p in product(range(len(x)), product(*map(range, x.shape[2:]))):
+        for a, excite in enumerate(block.excite):
+            mean = x[b].select(a + 1, p[a]).flatten(1).mean(1)
+            h = block.shared[0].weight[:, :, 0] @ mean + block.shared[0].bias
+            h = norm.weight*(h - norm.running_mean)/(norm.running_var + norm.eps).sqrt() + norm.bias
+            h = h*(h + 3).clamp(0, 6)/6
+            out[b, :, *p] *= 1/(1 + (-(excite.weight[:, :, 0] @ h + excite.bias)).exp())
+    return out
