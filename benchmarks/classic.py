@@ -4,9 +4,9 @@
     python benchmarks/classic.py --only films head          what needs no folder of data
     MEDSEG_DATA=... python benchmarks/classic.py --seconds 60
 
-Every method that needs nothing but the image is asked, with its defaults (and the dark or the bright side, or
-the number of groups, that the task wants); those that need marks or a first contour are not. The U-Net has the
-seconds that are stated, for each seed. All are judged on the same cases of other patients. Of the head there
+Every method is asked, with its defaults (and the dark or the bright side, or the number of groups, that the task
+wants). Those that need marks, a value or a first contour get them from Otsu's two sides, since nobody is there to
+draw them. The U-Net has the seconds that are stated, for each seed. All are judged on the same cases of other patients. Of the head there
 is one: its net learns from slices above and below those it is judged on, and so knows the person.
 """
 import argparse
@@ -16,9 +16,12 @@ from functools import partial
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
+import numpy as np
 import torch
+from scipy import ndimage
 
 from medseg_nb.classic.local import niblack
+from medseg_nb.classic.threshold import otsu, otsu_value, thresholds
 from medseg_nb.cnn.unet import unet
 from medseg_nb.core.system import systems
 from medseg_nb.data.case import Case, split
@@ -34,17 +37,31 @@ def grouped(image, method, group):
     return found.new(torch.tensor(group, dtype=torch.uint8)[found.data.long().clamp(max=len(group) - 1)])
 
 
+def marked(image, fn, needed, dark):
+    "What a method must be given besides the image, made from Otsu's sides: a value, marks, a first contour"
+    side = otsu(image, dark=dark)
+    x = side.numpy()[0] > 0
+    inner, outer = (ndimage.binary_erosion(m, iterations=3) for m in (x, ~x))
+    if not (inner.any() and outer.any()): return side
+    seeds = image.new(torch.from_numpy(np.select([inner, outer], [1, 2]).astype('uint8')[None]))
+    low, high = (float(v) for v in thresholds(image, 3))
+    have = dict(seeds=seeds, init=side, value=otsu_value(image), low=low, high=high)
+    found = fn(image, **{k: have[k] for k in needed})
+    return found.new((found.data == 1).to(torch.uint8))
+
+
 def alone(dark, group):
-    """{name: segmenter} of all that need nothing but the image: those with two sides mark the dark or the
-    bright one, those with k groups make as many as there are classes in `group`, the darkest first"""
+    """{name: segmenter}: those with two sides mark the dark or the bright one, those with k groups make as many
+    as there are classes in `group`, the darkest first; what needs marks gets them from Otsu's sides"""
     out = {}
     for entry in systems('segmenter'):
         knobs = inspect.signature(entry.fn).parameters
         needed = [k for k, p in knobs.items() if p.default is p.empty][1:]
-        if needed or entry.name == 'nothing': continue
-        if 'k' in knobs: out[entry.name] = partial(grouped, method=partial(entry.fn, k=len(group)), group=group)
-        elif 'dark' in knobs: out[entry.name] = partial(grouped, method=partial(entry.fn, dark=dark), group=[0, 1])
-        else: out[entry.name] = partial(grouped, method=entry.fn, group=[0, 1])
+        f = partial(entry.fn, dark=dark) if 'dark' in knobs else entry.fn
+        if entry.name == 'nothing': continue
+        if needed: out[f'{entry.name}, marks by Otsu'] = partial(marked, fn=f, needed=needed, dark=dark)
+        elif 'k' in knobs: out[entry.name] = partial(grouped, method=partial(f, k=len(group)), group=group)
+        else: out[entry.name] = partial(grouped, method=f, group=[0, 1])
     return out
 
 
