@@ -20,10 +20,10 @@ demo: .venv/.lab  ## Install, then train a U-Net on real chest films and look at
 test: .venv/.dev  ## Every check: style, notebooks, contracts, oracles, labs, the browser
 	$(BIN)/ruff check
 	MEDSEG_PROFILE=tiny OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --skip-folder-re '^[_.]|13_labs'
-	MEDSEG_PROFILE=tiny OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	MEDSEG_PROFILE=tiny OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 
 lab: .venv/.lab  ## JupyterLab on this machine, opened in nbs/
-	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=nbs
+	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 docs: .venv/.dev  ## The site, from the notebooks and their stored pictures (site/index.html)
 	$(BIN)/python tools/navigation.py

@@ -90,10 +90,10 @@ def nuclei():
 
 
 def vessels():
-    flat = lambda c: Case(c.id, c.image.new(c.image.data[1:2]), c.mask, c.meta)
+    flat = lambda c: Case(c.id, c.image.new(c.image.data[1:2])[::2, ::2], c.mask[::2, ::2], c.meta)
     train, test = split([flat(c) for c in cases('chase_db1')], (.7, .3), seed=0)
-    own = {'niblack, 25 px': partial(niblack, window=25., k=.8, dark=True)}
-    return train, test, 320, alone(True, [1, 0]) | own
+    own = {'niblack, 24 px': partial(niblack, window=24., k=.8, dark=True)}
+    return train, test, 256, alone(True, [1, 0]) | own
 
 
 worlds = dict(films=lungs, head=tissues, nuclei=nuclei, vessels=vessels)

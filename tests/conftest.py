@@ -19,3 +19,10 @@ def chromium():
     if not shutil.which('chromium'):
         pytest.fail('No chromium here: apt-get install chromium (or MEDSEG_NO_BROWSER=1 to skip).')
     with live.chromium() as browser: yield browser
+
+
+def pytest_collection_modifyitems(items):
+    "With several processes (-n): a file stays on one of them, and all that need the browser on the same"
+    for item in items:
+        group = 'browser' if 'chromium' in item.fixturenames else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))

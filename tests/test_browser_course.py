@@ -1,6 +1,7 @@
 "Every notebook that shows a widget, run in a real JupyterLab: no error, no blank picture, a quiet console."
 import io
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -40,10 +41,13 @@ def drawn(picture):
 
 @pytest.mark.parametrize('name', shown)
 def test_runs_and_draws(name, lab, chromium):
-    file, nb = f'course-{name.replace("/", "-")}.ipynb', nbformat.read(shown[name], 4)
+    file, nb = f'nbs/{name}.ipynb', nbformat.read(shown[name], 4)
+    work = lab['home']/'work'
+    shutil.copytree(nbs.parent/'docs/images', work/'docs/images', dirs_exist_ok=True)
+    (work/file).parent.mkdir(parents=True, exist_ok=True)
     for cell in nb.cells:
         if cell.cell_type == 'code': cell.outputs, cell.execution_count = [], None
-    nbformat.write(nb, lab['home']/'work'/file)
+    nbformat.write(nb, work/file)
     page = visited(lab, chromium, file, levels=('error', 'warning'))
     page.set_default_timeout(60_000)
     page.evaluate("""async () => {

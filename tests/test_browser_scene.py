@@ -219,7 +219,8 @@ def test_lost_context_comes_back(page, python):
     page.wait_for_timeout(800)
     shown(python, angles=[34., 20.])
     shown(python, angles=[35., 20.])
-    until(lambda: not changed(picture(page), before).any(), 60)
+    # A busy machine casts fewer rays a pixel, so edges may differ; of a lost picture nothing is left
+    until(lambda: changed(picture(page), before).mean() < .03, 60)
 
 
 def test_console_is_quiet(page):
