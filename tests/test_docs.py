@@ -175,7 +175,7 @@ def test_links_lead_to_pages(site):
 
 def test_benchmarks_are_a_page(site):
     text, script = (site/'benchmarks.html').read_text(), [p.name for p in (root/'benchmarks').glob('*.py')]
-    assert len(script) == 6 and all(f'{p}</span>' in text for p in script) and text.count('<table') == 6
+    assert len(script) == 7 and all(f'{p}</span>' in text for p in script) and text.count('<table') == 7
     for p in '01_data/14_dicom', '01_data/32_sampling', '03_metrics/09_conventions', '00_core/04_many':
         assert f'href="{p}.html"' in text
     for p in '01_data/14_dicom', '01_data/30_store':
